@@ -1,0 +1,349 @@
+//! Every message of the wire and its kind number. A number, once released, means the same for ever; a message
+//! grows only at its end. The local socket of `skegd` speaks the same messages.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Digest, Label, Name, Uid};
+use crate::manifest::Pod;
+use crate::status::PodStatus;
+
+/// The oldest and newest version of the protocol that this crate speaks.
+pub const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
+
+/// A closed range of protocol versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// Oldest that the peer speaks.
+    pub oldest: u16,
+    /// Newest that the peer speaks.
+    pub newest: u16,
+}
+
+impl Versions {
+    /// The newest version that both speak.
+    pub fn common(self, other: Versions) -> Option<u16> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+/// First message of a device: who it is and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// What it speaks.
+    pub versions: Versions,
+    /// Secret part of a join token, when the controller does not know the device's key yet.
+    pub join: Option<heapless::String<64>>,
+    /// Facts about the device.
+    pub node: NodeInfo,
+    /// The manifest that it holds.
+    pub held: Held,
+}
+
+/// Facts about a device that do not change while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// The name that it wants or has.
+    pub name: Name,
+    /// CPU architecture in OCI's words: `amd64`, `arm64`.
+    pub arch: heapless::String<16>,
+    /// Kernel release, as `uname -r`.
+    pub kernel: heapless::String<64>,
+    /// Operating system for people, from os-release.
+    pub os: heapless::String<64>,
+    /// Version of `skegd`.
+    pub agent: heapless::String<32>,
+    /// CPUs.
+    pub cpus: u16,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Random id of this boot (`/proc/sys/kernel/random/boot_id`).
+    pub boot: Uid,
+    /// Address by which the device reaches the controller, where known.
+    pub address: Option<std::net::IpAddr>,
+}
+
+/// Which manifest a device has made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its revision; 0 for none.
+    pub revision: u64,
+    /// SHA-256 over the postcard encoding of its pods; zeros for none.
+    pub digest: Digest,
+}
+
+/// The controller's answer to a [`Hello`] that it accepts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The version that both speak from here on.
+    pub version: u16,
+    /// Seconds between heartbeats; three without a word mean a dead link.
+    pub heartbeat_seconds: u16,
+    /// The controller's clock, in milliseconds since 1970.
+    pub time: i64,
+}
+
+/// The controller's answer to a [`Hello`] that it does not accept; it closes the connection after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reject {
+    /// For programs.
+    pub code: RejectCode,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+}
+
+/// Why a device was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RejectCode {
+    /// No version in common.
+    Version,
+    /// The key is not enrolled and no token came with it.
+    UnknownKey,
+    /// The token is wrong, used up or expired.
+    Token,
+    /// The name belongs to another key.
+    NameTaken,
+    /// The controller forgot this key on purpose.
+    Revoked,
+    /// The Hello breaks a rule, such as a name that is no DNS name.
+    Invalid,
+}
+
+/// Begins a new manifest: what follows is the difference to `base`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestBegin {
+    /// The revision that it leads to.
+    pub revision: u64,
+    /// The revision that the device holds, or 0: start from nothing.
+    pub base: u64,
+    /// Pods of `base` that are gone.
+    pub removed: Vec<Uid>,
+}
+
+/// Ends a manifest: the device builds it, checks the digest, makes it durable and answers with [`Held`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestEnd {
+    /// As in the [`ManifestBegin`].
+    pub revision: u64,
+    /// SHA-256 over the postcard encoding of the whole new list of pods.
+    pub digest: Digest,
+}
+
+/// The device could not take a manifest; it keeps what it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRefused {
+    /// The revision that was refused.
+    pub revision: u64,
+    /// What the device still holds.
+    pub held: Held,
+    /// Why.
+    pub message: String,
+}
+
+/// What changed in the state of a device's pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusUpdate {
+    /// Everything that is not named here is gone: the first update of a connection.
+    pub full: bool,
+    /// New or changed.
+    pub pods: Vec<PodStatus>,
+    /// No longer on the device.
+    pub removed: Vec<Uid>,
+}
+
+/// Opens a stream; the opener chooses an id that is free on this connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamOpen {
+    /// Stream id.
+    pub id: u32,
+    /// What the stream is for.
+    pub request: StreamRequest,
+}
+
+/// What a stream is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StreamRequest {
+    /// A container's log.
+    Logs {
+        /// Pod.
+        pod: Uid,
+        /// Container; empty where the pod has only one.
+        container: Label,
+        /// Goes on with what comes.
+        follow: bool,
+        /// Only the last so many lines.
+        tail: Option<u32>,
+        /// Of the instance before the present one.
+        previous: bool,
+        /// Each line begins with its time (RFC 3339).
+        timestamps: bool,
+    },
+    /// A further process in a container.
+    Exec {
+        /// Pod.
+        pod: Uid,
+        /// Container; empty where the pod has only one.
+        container: Label,
+        /// Program and arguments.
+        command: Vec<String>,
+        /// Gives it a terminal.
+        tty: bool,
+        /// Connects its standard input.
+        stdin: bool,
+    },
+}
+
+/// Which of a stream's byte sequences a piece belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Channel {
+    /// Towards the process.
+    Stdin,
+    /// From the process, or the log.
+    Stdout,
+    /// From the process.
+    Stderr,
+}
+
+/// A piece of a stream, at most [`crate::limits::MAX_STREAM_DATA`] bytes; an empty piece on stdin ends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamData {
+    /// Stream id.
+    pub id: u32,
+    /// Sequence.
+    pub channel: Channel,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Lets the stream's sender send so many bytes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamCredit {
+    /// Stream id.
+    pub id: u32,
+    /// Bytes.
+    pub bytes: u32,
+}
+
+/// New size of a stream's terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamResize {
+    /// Stream id.
+    pub id: u32,
+    /// Columns.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// Ends a stream, from either side; nothing follows on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamClose {
+    /// Stream id.
+    pub id: u32,
+    /// How it ended.
+    pub end: StreamEnd,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StreamEnd {
+    /// All was sent.
+    Done,
+    /// The process exited with this code (128 + N for signal N).
+    Exited(i32),
+    /// The opener wants no more.
+    Cancelled,
+    /// It could not be done: what, where, why.
+    Failed(String),
+}
+
+/// What a device tells a local command about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: Name,
+    /// Revision of the manifest that it holds.
+    pub revision: u64,
+    /// The controller's address and the state of the link, for people.
+    pub link: String,
+    /// Its pods.
+    pub pods: Vec<LocalPod>,
+}
+
+/// A pod as a local command sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPod {
+    /// Kubernetes namespace.
+    pub namespace: Label,
+    /// Name.
+    pub name: Name,
+    /// State.
+    pub status: PodStatus,
+}
+
+/// A heartbeat: it says only that its sender lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat;
+
+/// Asks a device for its [`NodeStatus`]; local socket only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetStatus;
+
+macro_rules! messages {
+    ($($kind:literal $name:ident: $doc:literal,)*) => {
+        /// A message of the wire.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[allow(clippy::large_enum_variant, reason = "a message lives for one step; boxes would cost more")]
+        pub enum Message {
+            $(#[doc = $doc] $name($name),)*
+        }
+
+        /// A pod of a manifest under way; new or changed.
+        pub type ManifestPod = Pod;
+
+        $(impl From<$name> for Message {
+            fn from(body: $name) -> Self { Message::$name(body) }
+        })*
+
+        impl Message {
+            /// The kind number on the wire.
+            pub fn kind(&self) -> u8 {
+                match self { $(Message::$name(_) => $kind,)* }
+            }
+
+            /// Appends the body's postcard encoding to `out`.
+            pub(crate) fn encode_body(&self, out: Vec<u8>) -> postcard::Result<Vec<u8>> {
+                match self { $(Message::$name(body) => postcard::to_extend(body, out),)* }
+            }
+
+            /// Decodes a body of this kind; `None` for a kind that this version does not know. Bytes after
+            /// the fields that this version knows belong to newer ones and are passed over.
+            pub(crate) fn decode_body(kind: u8, body: &[u8]) -> postcard::Result<Option<Message>> {
+                Ok(Some(match kind {
+                    $($kind => Message::$name(postcard::take_from_bytes(body)?.0),)*
+                    _ => return Ok(None),
+                }))
+            }
+        }
+    };
+}
+
+messages! {
+    1 Hello: "Device to controller, first.",
+    2 Welcome: "Controller to device, answers Hello.",
+    3 Reject: "Controller to device, answers Hello and ends the connection.",
+    4 Heartbeat: "Either way; the controller answers each of the device's.",
+    5 ManifestBegin: "Controller to device.",
+    6 ManifestPod: "Controller to device, between begin and end.",
+    7 ManifestEnd: "Controller to device.",
+    8 Held: "Device to controller, answers ManifestEnd.",
+    9 ManifestRefused: "Device to controller, answers ManifestEnd.",
+    10 StatusUpdate: "Device to controller.",
+    11 StreamOpen: "From the side that asks.",
+    12 StreamData: "Either way.",
+    13 StreamCredit: "From the receiver of data.",
+    14 StreamResize: "From the opener.",
+    15 StreamClose: "Either way.",
+    16 GetStatus: "Local command to agent.",
+    17 NodeStatus: "Agent to local command.",
+}
