@@ -90,13 +90,14 @@ impl Image {
         self
     }
 
-    /// Debian's static busybox with its applets.
+    /// Debian's static busybox with its applets, which are links to where Debian installs it.
     pub fn busybox(name: &str) -> Self {
         let root = TempDir::new().expect("the temp folder is writable");
-        let bin = root.path().join("bin");
-        fs::create_dir(&bin).expect("the folder is ours");
-        fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
-        succeed("/bin/busybox", &["--install", "-s", &bin.display().to_string()]);
+        let applets = root.path().join("bin");
+        fs::create_dir_all(root.path().join("usr/bin")).expect("the folder is ours");
+        fs::create_dir(&applets).expect("the folder is ours");
+        fs::copy("/usr/bin/busybox", root.path().join("usr/bin/busybox")).expect("busybox-static is installed");
+        succeed("/usr/bin/busybox", &["--install", "-s", &applets.display().to_string()]);
         Self::new(name).insert(root.path(), "/")
     }
 

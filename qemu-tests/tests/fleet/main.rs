@@ -132,7 +132,7 @@ fn bad_input_is_named_and_leaves_every_other_pod_running() {
 
 #[test]
 fn a_join_token_is_refused_when_used_twice_or_expired() {
-    let Some(mut fleet) = Fleet::start() else { return };
+    let Some(fleet) = Fleet::start() else { return };
     let used = fleet.token.clone();
     let second = fleet.start_node("second", &used);
     second.wait_for_log("token");
