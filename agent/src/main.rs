@@ -1,2 +1,9 @@
-//! Placeholder.
+//! `skegd`: init, agent and local commands of a device.
+
+#![forbid(unsafe_code)]
+
+// Public, so that the compiler counts their items as reachable.
+#[allow(dead_code)]
+pub mod config;
+
 fn main() {}
