@@ -92,16 +92,18 @@ impl Controller {
         Ok(serde_json::from_str(&self.skeg(&["get", "pod", name, "-o", "json"])?)?)
     }
 
-    /// Waits until what a command prints `holds`; returns it.
+    /// Waits until a command succeeds and what it prints `holds`; returns it.
     pub fn wait_for(&self, arguments: &[&str], holds: impl Fn(&str) -> bool) -> Result<String> {
         let begin = Instant::now();
         loop {
-            let text = self.skeg(arguments)?;
-            if holds(&text) {
-                return Ok(text);
-            }
+            let last = match succeed(self.command().args(arguments)) {
+                Ok(text) if holds(&text) => return Ok(text),
+                Ok(text) => text,
+                // A node may be out of reach for a moment.
+                Err(error) => format!("{error:#}"),
+            };
             if begin.elapsed() > PATIENCE {
-                bail!("skeg {arguments:?} never showed what was expected; last:\n{text}\n---- log\n{}", self.log());
+                bail!("skeg {arguments:?} never showed what was expected; last:\n{last}\n---- log\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(100));
         }

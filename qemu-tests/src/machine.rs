@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -238,14 +238,18 @@ impl Machine {
         }
     }
 
-    /// Waits until the machine has switched itself off.
-    pub fn wait_for_end(mut self) -> Result<ExitStatus> {
+    /// Tells the first process to switch the board off and waits until it has.
+    pub fn switch_off(mut self) -> Result<()> {
+        // Busybox' way to say it. No answer is waited for: the back door goes down with the board.
+        let sent = writeln!(self.back_door.get_mut(), "0 poweroff");
+        sent.map_err(|error| self.failure(&format!("the back door is shut: {error}")))?;
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
-            if let Some(status) = self.process.try_wait()? {
-                return Ok(status);
+            match self.process.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(self.failure(&format!("QEMU ended with {status}"))),
+                None => std::thread::sleep(Duration::from_millis(50)),
             }
-            std::thread::sleep(Duration::from_millis(50));
         }
         Err(self.failure("the board did not switch itself off"))
     }

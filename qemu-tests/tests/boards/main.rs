@@ -53,9 +53,7 @@ fn boots(board: &str, network: Network, address: &str, clean: bool) -> Result<()
     done.with_context(|| format!("first boot\n---- whole console\n{}", machine.console()))?;
     println!("{board}: first boot, {:.1?}", machine.age());
     if clean {
-        // Busybox' way to tell the first process.
-        machine.succeed("poweroff")?;
-        machine.wait_for_end()?;
+        machine.switch_off()?;
     } else {
         machine.cut_power()?;
     }
@@ -114,7 +112,7 @@ fn lose_the_agent(controller: &Controller, machine: &mut Machine) -> Result<()> 
     machine.succeed(&format!("kill -9 {agent}"))?;
     machine.wait_for(&format!("new=$({AGENT}); test -n \"$new\" && test \"$new\" != {agent} && /init ps"))?;
 
-    let last = last_line(&controller.skeg(&["logs", "count"])?);
+    let last = last_line(&controller.wait_for(&["logs", "count"], |_| true)?);
     let log = wait_for_line(controller, last + 10)?;
     let numbers = log.lines().filter_map(|line| line.strip_prefix("line "));
     for (index, number) in numbers.enumerate() {
