@@ -1,2 +1,11 @@
-//! Placeholder.
+//! `skegd`: init, agent and local commands of a device.
+
+#![forbid(unsafe_code)]
+// Until the commands call them.
+#![allow(dead_code)]
+
+pub mod async_fd;
+pub mod config;
+pub mod hold;
+
 fn main() {}
