@@ -1,2 +1,5 @@
 //! Placeholder.
+#![forbid(unsafe_code)]
+mod core;
+mod journal;
 fn main() {}
