@@ -109,6 +109,8 @@ pub struct Connection {
     began: Duration,
     sent: Duration,
     heard: Duration,
+    /// When the last heartbeat was queued.
+    asked: Duration,
     streams: BTreeMap<u32, Flow>,
     next_stream: u32,
 }
@@ -124,6 +126,7 @@ impl Connection {
             began: now,
             sent: now,
             heard: now,
+            asked: now,
             streams: BTreeMap::new(),
             next_stream: 1,
         }
@@ -362,10 +365,16 @@ impl Connection {
     pub fn deadline(&self) -> Option<Duration> {
         match (self.role, self.state) {
             (Role::Local, _) => None,
-            (Role::Device, State::Open) => Some(self.silence_ends().min(self.sent + self.heartbeat)),
+            (Role::Device, State::Open) => Some(self.silence_ends().min(self.heartbeat_due())),
             (_, State::Open) => Some(self.silence_ends()),
             _ => Some(self.began + HANDSHAKE_TIMEOUT),
         }
+    }
+
+    /// A heartbeat asks as much as it tells: it is due when either direction was quiet for an interval, so that
+    /// a device which talks without pause still hears that the controller lives.
+    fn heartbeat_due(&self) -> Duration {
+        self.asked.max(self.sent.min(self.heard)) + self.heartbeat
     }
 
     fn silence_ends(&self) -> Duration {
@@ -385,8 +394,9 @@ impl Connection {
         if now >= limit {
             return Err(LinkError::Silent(now - self.heard));
         }
-        if self.role == Role::Device && self.state == State::Open && now >= self.sent + self.heartbeat {
+        if self.role == Role::Device && self.state == State::Open && now >= self.heartbeat_due() {
             codec::encode(&Heartbeat.into(), &mut self.output)?;
+            self.asked = now;
         }
         Ok(())
     }

@@ -232,7 +232,7 @@ impl Manifest {
     /// The first rule that is broken, with its field.
     pub fn validate(&self) -> Result<(), Invalid> {
         require_count(self.pods.len(), MAX_PODS, "pods")?;
-        let mut names = std::collections::BTreeSet::new();
+        let (mut names, mut published) = (std::collections::BTreeSet::new(), HostPorts::default());
         for (index, pair) in self.pods.windows(2).enumerate() {
             require(
                 pair[0].uid < pair[1].uid,
@@ -248,6 +248,7 @@ impl Manifest {
                 || "metadata.name".to_owned(),
                 || format!("{}/{} appears twice", full.0, full.1),
             )?;
+            published.add(pod)?;
         }
         Ok(())
     }
@@ -255,6 +256,33 @@ impl Manifest {
     /// The pod with this uid.
     pub fn pod(&self, uid: Uid) -> Option<&Pod> {
         self.pods.binary_search_by_key(&uid, |pod| pod.uid).ok().map(|index| &self.pods[index])
+    }
+}
+
+/// Host ports that pods have claimed so far: for each port, who and on which address.
+#[derive(Default)]
+struct HostPorts<'a>(std::collections::BTreeMap<(u16, bool), Vec<Claim<'a>>>);
+
+/// One pod's claim of a port: the address, `None` for every one, and the pod.
+type Claim<'a> = (Option<std::net::Ipv4Addr>, &'a Pod);
+
+impl<'a> HostPorts<'a> {
+    /// Adds a pod's ports; two claims clash when either is for every address or both are for the same.
+    fn add(&mut self, pod: &'a Pod) -> Result<(), Invalid> {
+        for (index, container) in pod.containers.iter().enumerate() {
+            for port in &container.ports {
+                let Some(number) = port.host_port else { continue };
+                let claims = self.0.entry((number, port.protocol == Protocol::Udp)).or_default();
+                let clash = claims.iter().find(|(ip, _)| ip.is_none() || port.host_ip.is_none() || *ip == port.host_ip);
+                if let Some((_, other)) = clash {
+                    let (field, names) = (format!("spec.containers[{index}].ports"), (&other.namespace, &other.name));
+                    let problem = format!("host port {number} is already published by {}/{}", names.0, names.1);
+                    return Err(Invalid { field, problem });
+                }
+                claims.push((port.host_ip, pod));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -328,5 +356,89 @@ impl Container {
             require(clear, || format!("{at}.ports[{index}]"), || "a port must be 1 to 65535".to_owned())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(number: u8, host_port: Option<u16>, host_ip: Option<[u8; 4]>) -> Pod {
+        let port = Port { container_port: 80, host_port, host_ip: host_ip.map(Into::into), protocol: Protocol::Tcp };
+        let image = Image { reference: "web:1".to_owned(), digest: Digest([1; 32]), source: ImageSource::Registry };
+        let container = Container {
+            name: "web".try_into().unwrap(),
+            image,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            security: Security::default(),
+            limits: Limits::default(),
+            mounts: Vec::new(),
+            ports: vec![port],
+        };
+        Pod {
+            uid: Uid([number; 16]),
+            namespace: "default".try_into().unwrap(),
+            name: format!("web-{number}").as_str().try_into().unwrap(),
+            host_network: false,
+            restart_policy: RestartPolicy::Always,
+            termination_grace_seconds: 30,
+            containers: vec![container],
+            volumes: Vec::new(),
+        }
+    }
+
+    fn problem(pods: Vec<Pod>) -> String {
+        Manifest { revision: 1, pods }.validate().map_or_else(|invalid| invalid.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_host_port_belongs_to_one_pod() {
+        assert_eq!(problem(vec![pod(1, Some(8080), None), pod(2, Some(8081), None), pod(3, None, None)]), "");
+        assert_eq!(problem(vec![pod(1, Some(80), Some([127, 0, 0, 1])), pod(2, Some(80), Some([127, 0, 0, 2]))]), "");
+        assert_eq!(
+            problem(vec![pod(1, Some(80), Some([127, 0, 0, 1])), pod(2, Some(80), None)]),
+            "spec.containers[0].ports: host port 80 is already published by default/web-1"
+        );
+    }
+
+    #[test]
+    fn pods_are_sorted_and_named_once() {
+        assert_eq!(problem(vec![pod(2, None, None), pod(1, None, None)]), "pods[1].uid: must be sorted and unique");
+        let mut twin = pod(2, None, None);
+        twin.name = pod(1, None, None).name;
+        assert_eq!(problem(vec![pod(1, None, None), twin]), "metadata.name: default/web-1 appears twice");
+    }
+
+    #[test]
+    fn a_broken_rule_names_its_field() {
+        let broken = |change: fn(&mut Pod)| {
+            let mut pod = pod(1, None, None);
+            change(&mut pod);
+            pod.validate().unwrap_err().field
+        };
+        assert_eq!(broken(|pod| pod.containers.clear()), "spec.containers");
+        assert_eq!(broken(|pod| pod.name = "A".try_into().unwrap()), "metadata.name");
+        assert_eq!(broken(|pod| pod.containers.push(pod.containers[0].clone())), "spec.containers[1].name");
+        assert_eq!(broken(|pod| pod.containers[0].image.reference.clear()), "spec.containers[0].image");
+        assert_eq!(
+            broken(|pod| pod.containers[0].working_dir = Some("/a/../b".into())),
+            "spec.containers[0].workingDir"
+        );
+        assert_eq!(broken(|pod| pod.containers[0].ports[0].host_port = Some(0)), "spec.containers[0].ports[0]");
+        assert_eq!(
+            broken(|pod| pod.containers[0].env.push(EnvVar { name: "A=B".into(), value: String::new() })),
+            "spec.containers[0].env[0]"
+        );
+        assert_eq!(
+            broken(|pod| pod.containers[0].mounts.push(VolumeMount {
+                volume: "gone".try_into().unwrap(),
+                path: "/data".into(),
+                read_only: false
+            })),
+            "spec.containers[0].volumeMounts[0].name"
+        );
     }
 }

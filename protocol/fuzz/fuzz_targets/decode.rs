@@ -1,0 +1,81 @@
+//! Hostile bytes, cut at hostile places. It owns the promise that the decoder and all validation never panic,
+//! that cuts change nothing, and that what was decoded means the same when it is encoded again.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use skeg_protocol::codec::{self, Decoder};
+use skeg_protocol::{CodecError, Connection, Digest, Label, Manifest, Message, Uid};
+use std::time::Duration;
+
+/// Everything that comes out of `bytes` when they arrive in pieces of at most `piece` bytes.
+fn decode(bytes: &[u8], piece: usize) -> (Vec<Message>, Option<CodecError>) {
+    let (mut decoder, mut messages) = (Decoder::default(), Vec::new());
+    for part in bytes.chunks(piece) {
+        decoder.push(part);
+        loop {
+            match decoder.next() {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(error) => return (messages, Some(error)),
+            }
+        }
+    }
+    (messages, None)
+}
+
+/// Runs whole connections over the bytes: each role, each state that bytes alone can reach.
+fn converse(bytes: &[u8], piece: usize) {
+    let now = Duration::from_secs(1);
+    for mut connection in [Connection::local(now), Connection::controller(now)] {
+        for part in bytes.chunks(piece) {
+            connection.receive(part, now);
+            while let Ok(Some(message)) = connection.next() {
+                if let Message::StreamData(data) = &message {
+                    connection.consumed(data.id, data.bytes.len()).expect("credit fits a frame");
+                }
+            }
+            let _ = connection.output(now);
+        }
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&first, bytes)) = data.split_first() else { return };
+    let piece = usize::from(first) + 1;
+    let (messages, error) = decode(bytes, piece);
+    assert_eq!((&messages, &error), (&decode(bytes, usize::MAX).0, &decode(bytes, usize::MAX).1), "cuts matter");
+
+    let mut again = Vec::new();
+    for message in &messages {
+        codec::encode(message, &mut again).expect("what fitted a frame fits it again");
+    }
+    assert_eq!(decode(&again, piece), (messages.clone(), None), "another meaning after encoding again");
+
+    let mut pods = Vec::new();
+    for message in messages {
+        if let Message::ManifestPod(pod) = message {
+            let _ = pod.validate();
+            pods.push(pod);
+        }
+    }
+    pods.sort_by_key(|pod| pod.uid);
+    let manifest = Manifest { revision: 1, pods };
+    let _ = manifest.validate();
+    let _ = manifest.pod(Uid::default());
+
+    converse(bytes, piece);
+
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        if let Ok(digest) = text.parse::<Digest>() {
+            assert_eq!(digest.to_string(), text);
+        }
+        if let Ok(uid) = text.parse::<Uid>() {
+            assert_eq!(uid.to_string(), text);
+        }
+        if skeg_protocol::id::is_label(text) {
+            Label::try_from(text).expect("a label fits its type");
+        }
+        let _ = skeg_protocol::status::text(text);
+    }
+});

@@ -1,0 +1,305 @@
+//! Any message, encoded and decoded however its bytes are cut, comes back as it was.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use skeg_protocol::codec::{Decoder, encode};
+use skeg_protocol::id::{Digest, Uid};
+use skeg_protocol::manifest::{
+    Container, EnvVar, Image, ImageSource, Limits, Pod, Port, Protocol, RestartPolicy, Security, Volume, VolumeMount,
+    VolumeSource,
+};
+use skeg_protocol::message::{
+    Channel, GetStatus, Heartbeat, Held, Hello, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused, Message,
+    NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
+    StreamOpen, StreamRequest, StreamResize, Versions, Welcome,
+};
+use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
+
+/// Text that fits `N` bytes whatever its characters.
+fn short<const N: usize>() -> impl Strategy<Value = heapless::String<N>> {
+    vec(any::<char>(), 0..=N / 4).prop_map(|characters| characters.into_iter().collect())
+}
+
+fn text() -> impl Strategy<Value = String> {
+    vec(any::<char>(), 0..40).prop_map(String::from_iter)
+}
+
+fn uid() -> impl Strategy<Value = Uid> {
+    any::<[u8; 16]>().prop_map(Uid)
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<[u8; 32]>().prop_map(Digest)
+}
+
+fn held() -> impl Strategy<Value = Held> {
+    (any::<u64>(), digest()).prop_map(|(revision, digest)| Held { revision, digest })
+}
+
+fn node() -> impl Strategy<Value = NodeInfo> {
+    let texts = (short(), short(), short(), short(), short());
+    (texts, any::<u16>(), any::<u64>(), uid(), option::of(any::<std::net::IpAddr>())).prop_map(
+        |((name, arch, kernel, os, agent), cpus, memory_bytes, boot, address)| NodeInfo {
+            name,
+            arch,
+            kernel,
+            os,
+            agent,
+            cpus,
+            memory_bytes,
+            boot,
+            address,
+        },
+    )
+}
+
+fn image() -> impl Strategy<Value = Image> {
+    let source = prop_oneof![Just(ImageSource::Registry), text().prop_map(ImageSource::Controller)];
+    (text(), digest(), source).prop_map(|(reference, digest, source)| Image { reference, digest, source })
+}
+
+fn security() -> impl Strategy<Value = Security> {
+    let capabilities = || vec(short(), 0..3);
+    (option::of(any::<u32>()), option::of(any::<u32>()), any::<bool>(), any::<bool>(), capabilities(), capabilities())
+        .prop_map(|(user, group, run_as_non_root, read_only_root, add_capabilities, drop_capabilities)| Security {
+            user,
+            group,
+            run_as_non_root,
+            read_only_root,
+            add_capabilities,
+            drop_capabilities,
+        })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (option::of(any::<u64>()), option::of(any::<u32>()), option::of(any::<u32>()))
+        .prop_map(|(memory_bytes, cpu_millis, pids)| Limits { memory_bytes, cpu_millis, pids })
+}
+
+fn port() -> impl Strategy<Value = Port> {
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    (any::<u16>(), option::of(any::<u16>()), option::of(any::<std::net::Ipv4Addr>()), protocol).prop_map(
+        |(container_port, host_port, host_ip, protocol)| Port { container_port, host_port, host_ip, protocol },
+    )
+}
+
+fn container() -> impl Strategy<Value = Container> {
+    let env = (text(), text()).prop_map(|(name, value)| EnvVar { name, value });
+    let mount =
+        (short(), text(), any::<bool>()).prop_map(|(volume, path, read_only)| VolumeMount { volume, path, read_only });
+    let words = (vec(text(), 0..3), vec(text(), 0..3), vec(env, 0..3), option::of(text()));
+    (short(), image(), words, security(), limits(), vec(mount, 0..3), vec(port(), 0..3)).prop_map(
+        |(name, image, (command, args, env, working_dir), security, limits, mounts, ports)| Container {
+            name,
+            image,
+            command,
+            args,
+            env,
+            working_dir,
+            security,
+            limits,
+            mounts,
+            ports,
+        },
+    )
+}
+
+fn pod() -> impl Strategy<Value = Pod> {
+    let policy = prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)];
+    let source = prop_oneof![
+        any::<bool>().prop_map(|memory| VolumeSource::EmptyDir { memory }),
+        text().prop_map(|path| VolumeSource::HostPath { path }),
+    ];
+    let volume = (short(), source).prop_map(|(name, source)| Volume { name, source });
+    (uid(), short(), short(), any::<bool>(), policy, any::<u32>(), vec(container(), 0..3), vec(volume, 0..3)).prop_map(
+        |(uid, namespace, name, host_network, restart_policy, termination_grace_seconds, containers, volumes)| Pod {
+            uid,
+            namespace,
+            name,
+            host_network,
+            restart_policy,
+            termination_grace_seconds,
+            containers,
+            volumes,
+        },
+    )
+}
+
+fn termination() -> impl Strategy<Value = Termination> {
+    (any::<i32>(), any::<u8>(), short(), text(), any::<i64>(), any::<i64>()).prop_map(
+        |(exit_code, signal, reason, message, started_at, finished_at)| Termination {
+            exit_code,
+            signal,
+            reason,
+            message,
+            started_at,
+            finished_at,
+        },
+    )
+}
+
+fn container_status() -> impl Strategy<Value = ContainerStatus> {
+    let state = prop_oneof![
+        (short(), text()).prop_map(|(reason, message)| ContainerState::Waiting { reason, message }),
+        any::<i64>().prop_map(|started_at| ContainerState::Running { started_at }),
+        termination().prop_map(ContainerState::Terminated),
+    ];
+    (short(), state, option::of(termination()), any::<u32>(), option::of(digest()))
+        .prop_map(|(name, state, last, restarts, image)| ContainerStatus { name, state, last, restarts, image })
+}
+
+fn pod_status() -> impl Strategy<Value = PodStatus> {
+    let phase = prop_oneof![Just(Phase::Pending), Just(Phase::Running), Just(Phase::Succeeded), Just(Phase::Failed)];
+    (uid(), phase, short(), text(), any::<i64>(), vec(container_status(), 0..3)).prop_map(
+        |(uid, phase, reason, message, started_at, containers)| PodStatus {
+            uid,
+            phase,
+            reason,
+            message,
+            started_at,
+            containers,
+        },
+    )
+}
+
+fn stream_request() -> impl Strategy<Value = StreamRequest> {
+    prop_oneof![
+        (uid(), short(), any::<bool>(), option::of(any::<u32>()), any::<bool>(), any::<bool>()).prop_map(
+            |(pod, container, follow, tail, previous, timestamps)| StreamRequest::Logs {
+                pod,
+                container,
+                follow,
+                tail,
+                previous,
+                timestamps,
+            }
+        ),
+        (uid(), short(), vec(text(), 0..4), any::<bool>(), any::<bool>()).prop_map(
+            |(pod, container, command, tty, stdin)| { StreamRequest::Exec { pod, container, command, tty, stdin } }
+        ),
+    ]
+}
+
+fn handshake() -> impl Strategy<Value = Message> {
+    let code = prop_oneof![
+        Just(RejectCode::Version),
+        Just(RejectCode::UnknownKey),
+        Just(RejectCode::Token),
+        Just(RejectCode::NameTaken),
+        Just(RejectCode::Revoked),
+        Just(RejectCode::Invalid),
+    ];
+    let versions = (any::<u16>(), any::<u16>()).prop_map(|(oldest, newest)| Versions { oldest, newest });
+    prop_oneof![
+        (versions, option::of(short()), node(), held()).prop_map(|(versions, join, node, held)| Hello {
+            versions,
+            join,
+            node,
+            held
+        }
+        .into()),
+        (any::<u16>(), any::<u16>(), any::<i64>()).prop_map(|(version, heartbeat_seconds, time)| Welcome {
+            version,
+            heartbeat_seconds,
+            time
+        }
+        .into()),
+        (code, text()).prop_map(|(code, message)| Reject { code, message }.into()),
+        Just(Heartbeat.into()),
+    ]
+}
+
+fn sync() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        (any::<u64>(), any::<u64>(), vec(uid(), 0..4)).prop_map(|(revision, base, removed)| ManifestBegin {
+            revision,
+            base,
+            removed
+        }
+        .into()),
+        pod().prop_map(Message::from),
+        (any::<u64>(), digest()).prop_map(|(revision, digest)| ManifestEnd { revision, digest }.into()),
+        held().prop_map(Message::from),
+        (any::<u64>(), held(), text()).prop_map(|(revision, held, message)| ManifestRefused {
+            revision,
+            held,
+            message
+        }
+        .into()),
+        (any::<bool>(), vec(pod_status(), 0..3), vec(uid(), 0..3)).prop_map(|(full, pods, removed)| StatusUpdate {
+            full,
+            pods,
+            removed
+        }
+        .into()),
+    ]
+}
+
+fn stream() -> impl Strategy<Value = Message> {
+    let channel = prop_oneof![Just(Channel::Stdin), Just(Channel::Stdout), Just(Channel::Stderr)];
+    let end = prop_oneof![
+        Just(StreamEnd::Done),
+        any::<i32>().prop_map(StreamEnd::Exited),
+        Just(StreamEnd::Cancelled),
+        text().prop_map(StreamEnd::Failed),
+    ];
+    prop_oneof![
+        (any::<u32>(), stream_request()).prop_map(|(id, request)| StreamOpen { id, request }.into()),
+        (any::<u32>(), channel, vec(any::<u8>(), 0..500)).prop_map(|(id, channel, bytes)| StreamData {
+            id,
+            channel,
+            bytes
+        }
+        .into()),
+        (any::<u32>(), any::<u32>()).prop_map(|(id, bytes)| StreamCredit { id, bytes }.into()),
+        (any::<u32>(), any::<u16>(), any::<u16>())
+            .prop_map(|(id, columns, rows)| StreamResize { id, columns, rows }.into()),
+        (any::<u32>(), end).prop_map(|(id, end)| StreamClose { id, end }.into()),
+    ]
+}
+
+fn local() -> impl Strategy<Value = Message> {
+    let pod =
+        (short(), short(), pod_status()).prop_map(|(namespace, name, status)| LocalPod { namespace, name, status });
+    prop_oneof![
+        Just(GetStatus.into()),
+        (short(), any::<u64>(), text(), vec(pod, 0..3)).prop_map(|(name, revision, link, pods)| NodeStatus {
+            name,
+            revision,
+            link,
+            pods
+        }
+        .into()),
+    ]
+}
+
+/// Any message of any kind.
+fn message() -> impl Strategy<Value = Message> {
+    prop_oneof![handshake(), sync(), stream(), local()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_messages_cut_anywhere_come_back_as_they_were(sent in vec(message(), 1..4), piece in 1usize..4096) {
+        let mut bytes = Vec::new();
+        for message in &sent {
+            encode(message, &mut bytes).unwrap();
+        }
+        let (mut decoder, mut got) = (Decoder::default(), Vec::new());
+        for part in bytes.chunks(piece) {
+            decoder.push(part);
+            while let Some(message) = decoder.next().unwrap() {
+                got.push(message);
+            }
+        }
+        prop_assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn validation_of_any_pod_gives_an_answer(pod in pod()) {
+        let _ = pod.validate();
+    }
+}
