@@ -104,6 +104,10 @@ fn sync_parent(path: &Path) -> Result<(), JournalError> {
 fn seal(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, JournalError> {
     let body = postcard::to_allocvec(value)
         .map_err(|error| at("encoding", path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+    if body.len() as u64 + HEADER as u64 > MOST_BYTES {
+        let problem = format!("{} bytes are more than are ever read back", body.len());
+        return Err(at("encoding", path)(io::Error::new(io::ErrorKind::FileTooLarge, problem)));
+    }
     Ok([MAGIC.as_slice(), &sha256(&body), &body].concat())
 }
 
@@ -145,6 +149,11 @@ impl Journal {
 
     fn previous(&self) -> PathBuf {
         self.state.join("previous")
+    }
+
+    /// The revision before the current one, where it can be read.
+    pub fn previous_manifest(&self) -> Manifest {
+        unseal(&self.previous()).ok().flatten().unwrap_or_default()
     }
 
     /// The wanted state: the current revision, or the one before it where the current one is broken (it is set
