@@ -1,2 +1,71 @@
-//! Placeholder.
-fn main() {}
+//! The developer's commands: `cargo xtask demo | test | bench | tidy | fuzz`. This crate owns how skeg is built,
+//! shown, tested and measured on a developer's machine; the product never needs it.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod fuzz;
+mod interrupt;
+mod machine;
+mod needs;
+mod process;
+mod test;
+mod tidy;
+mod ui;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The developer's commands of skeg.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Runs every test, installing what it needs: checks, unit, property, privileged and QEMU tests.
+    Test {
+        /// Runs only the steps whose name holds this text (their list: --only '').
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    /// Checks what no compiler checks: dependency edges, module docs, links, unsafe, versions, licences.
+    Tidy,
+    /// Fuzzes a parser of outside bytes on the stable toolchain.
+    Fuzz {
+        /// The fuzz target.
+        target: String,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+fn run(task: Task) -> anyhow::Result<ExitCode> {
+    interrupt::install()?;
+    match task {
+        Task::Test { only } => test::run(only.as_deref()),
+        Task::Tidy => tidy::run(),
+        Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

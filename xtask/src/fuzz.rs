@@ -1,0 +1,93 @@
+//! Fuzzing on the stable toolchain: libFuzzer with LLVM's coverage pass given by hand, so that no nightly compiler
+//! is needed. Address checks are left to Rust itself: the fuzzed crates forbid unsafe code.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use crate::build::{cargo, cargo_progress};
+use crate::ui::Ui;
+use crate::{needs, process, root};
+
+/// What cargo-fuzz would pass, less what only nightly takes.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+                     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+                     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+                     -Ccodegen-units=1 --cfg fuzzing";
+
+/// Runs of the smoke test: some seconds.
+const SMOKE_RUNS: u32 = 200_000;
+
+fn folder() -> PathBuf {
+    root().join("protocol/fuzz")
+}
+
+/// Builds a fuzz target; gives its program.
+fn build(ui: &mut Ui, target: &str) -> Result<PathBuf> {
+    if !folder().join("fuzz_targets").join(target).with_extension("rs").exists() {
+        bail!("there is no fuzz target {target:?}; see {}", folder().join("fuzz_targets").display());
+    }
+    needs::packages(ui, &[needs::FUZZ])?;
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut command = cargo();
+    command.current_dir(folder()).env("RUSTFLAGS", FLAGS);
+    // With a target named, build scripts and procedural macros are spared the flags.
+    command.args(["build", "--release", "--locked", "--target", &host, "--bin", target]);
+    process::succeed(ui, &mut command, cargo_progress())?;
+    Ok(folder().join("target").join(host).join("release").join(target))
+}
+
+/// Runs a built target over its corpus.
+fn fuzz(ui: &mut Ui, program: &Path, corpus: &Path, arguments: &[String]) -> Result<()> {
+    let artifacts = folder().join("artifacts");
+    for folder in [corpus, &artifacts] {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    seed(corpus)?;
+    let mut command = Command::new(program);
+    command.arg(format!("-artifact_prefix={}/", artifacts.display())).args(arguments).arg(corpus);
+    process::succeed(ui, &mut command, |line| line.starts_with('#').then(|| line.to_owned()))
+        .context("the fuzzer found a fault; the input's path is in the lines below")?;
+    Ok(())
+}
+
+/// Puts the golden frames into the corpus: the fuzzer starts from real messages.
+fn seed(corpus: &Path) -> Result<()> {
+    let golden = root().join("protocol/tests/wire/golden.txt");
+    let text = std::fs::read_to_string(&golden).with_context(|| golden.display().to_string())?;
+    for (index, block) in text.split("\n\n").skip(1).enumerate() {
+        let digits: String =
+            block.lines().filter(|line| line.starts_with("  ")).flat_map(str::split_whitespace).collect();
+        let bytes: Result<Vec<u8>, _> =
+            (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16)).collect();
+        // The first byte of an input says how the rest is cut.
+        let input = [vec![63], bytes.context("the golden file holds hex digits")?].concat();
+        let path = corpus.join(format!("golden-{index:02}"));
+        std::fs::write(&path, input).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Fuzzes for some seconds.
+pub(crate) fn run(target: &str, seconds: u64) -> Result<ExitCode> {
+    let mut ui = Ui::new();
+    ui.step(&format!("Builds the fuzz target {target}"));
+    let program = build(&mut ui, target)?;
+    ui.done("built");
+    ui.step(&format!("Fuzzes for {seconds} s"));
+    let corpus = folder().join("corpus").join(target);
+    fuzz(&mut ui, &program, &corpus, &[format!("-max_total_time={seconds}")])?;
+    ui.done("no fault found");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The same number of runs from the same seed each time, for the tests.
+pub(crate) fn smoke(ui: &mut Ui) -> Result<String> {
+    let program = build(ui, "decode")?;
+    // A corpus of its own: what a developer's machine collected must not change the run.
+    let corpus = tempfile::tempdir().context("temp folder")?;
+    let arguments = [format!("-runs={SMOKE_RUNS}"), "-seed=1".to_owned(), "-max_len=4096".to_owned()];
+    fuzz(ui, &program, corpus.path(), &arguments)?;
+    Ok(format!("{SMOKE_RUNS} runs of decode, no fault"))
+}
