@@ -86,7 +86,11 @@ impl Agent {
         let node = self.node.borrow();
         let previous = self.host.journal.previous_manifest();
         let pods = node.pods().map(|(pod, _)| Arc::clone(pod)).collect::<Vec<_>>();
-        let kept = pods.iter().map(Arc::as_ref).chain(&self.held.borrow().pods).chain(&previous.pods)
+        let kept = pods
+            .iter()
+            .map(Arc::as_ref)
+            .chain(&self.held.borrow().pods)
+            .chain(&previous.pods)
             .flat_map(|pod| &pod.containers)
             .map(|container| skeg_images::Digest(container.image.digest.0))
             .collect::<Vec<_>>();
@@ -158,7 +162,8 @@ impl Agent {
             });
             return;
         };
-        let kills = skeg_runtime::Cgroup::open(&self.host.cgroup(pod, &container)).and_then(|cgroup| cgroup.oom_kills());
+        let kills =
+            skeg_runtime::Cgroup::open(&self.host.cgroup(pod, &container)).and_then(|cgroup| cgroup.oom_kills());
         let outcome = outcome(exited.exit, kills.is_ok_and(|count| count > 0));
         log::info!("{}: {}", exited.key, outcome.message);
         self.step(Event::Container { pod, container, event: ContainerEvent::Exited { attempt, outcome } });

@@ -37,9 +37,9 @@ struct Client {
 impl Client {
     async fn connect(run_dir: &Path) -> anyhow::Result<Client> {
         let path = run_dir.join(SOCKET);
-        let socket = UnixStream::connect(&path)
-            .await
-            .with_context(|| format!("connecting to the agent at {}: does it run, and are you root?", path.display()))?;
+        let socket = UnixStream::connect(&path).await.with_context(|| {
+            format!("connecting to the agent at {}: does it run, and are you root?", path.display())
+        })?;
         let peer = Peer::new(|now| Ok(Connection::local(now)))?;
         let (sender, messages) = mpsc::unbounded_channel();
         let running = Rc::clone(&peer);
@@ -67,7 +67,8 @@ impl Client {
         };
         let found: Vec<&LocalPod> = status.pods.iter().filter(matches).collect();
         let container = target.container.as_deref().unwrap_or_default();
-        let container = container.try_into().map_err(|_| anyhow::anyhow!("container name {container:?} is too long"))?;
+        let container =
+            container.try_into().map_err(|_| anyhow::anyhow!("container name {container:?} is too long"))?;
         match found.as_slice() {
             [pod] => Ok((pod.status.uid, container)),
             [] => bail!("there is no pod {:?} on this device; `skegd ps` lists them", target.pod),
@@ -130,8 +131,8 @@ fn table(status: &NodeStatus) -> String {
     let widths: Vec<usize> = (0..5).map(width).collect();
     let mut text = String::new();
     for row in &rows {
-        let cells: Vec<String> =
-            row.iter().enumerate().map(|(at, cell)| format!("{cell:<1$}", widths.get(at).unwrap_or(&0))).collect();
+        let pad = |(at, cell): (usize, &String)| format!("{cell:<width$}", width = widths.get(at).unwrap_or(&0));
+        let cells: Vec<String> = row.iter().enumerate().map(pad).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
@@ -192,8 +193,7 @@ pub async fn logs(
 ) -> anyhow::Result<i32> {
     let mut client = Client::connect(run_dir).await?;
     let (pod, container) = client.find(target).await?;
-    let mut stream =
-        client.peer.open(StreamRequest::Logs { pod, container, follow, tail, previous, timestamps })?;
+    let mut stream = client.peer.open(StreamRequest::Logs { pod, container, follow, tail, previous, timestamps })?;
     receive(&mut stream).await
 }
 

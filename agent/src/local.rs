@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::Context;
 use skeg_protocol::{Connection, Message};
@@ -42,9 +43,9 @@ pub fn bind(run_dir: &Path) -> anyhow::Result<UnixListener> {
 
 /// Serves commands for ever.
 pub async fn serve(agent: Rc<Agent>, listener: UnixListener) {
-    let room = Rc::new(tokio::sync::Semaphore::new(MOST_COMMANDS));
+    let room = Arc::new(tokio::sync::Semaphore::new(MOST_COMMANDS));
     loop {
-        let Ok(permit) = Rc::clone(&room).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, _)) => {
                 let agent = Rc::clone(&agent);

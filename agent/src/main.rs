@@ -45,12 +45,6 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watches over the agent and all containers: the first process of a board, or a service
-    Init {
-        /// Configuration file
-        #[arg(long, default_value = config::DEFAULT_PATH)]
-        config: PathBuf,
-    },
     /// Keeps the device as its manifest says; started by init
     Agent {
         /// Configuration file
@@ -141,7 +135,6 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<i32> {
     match command {
-        Command::Init { config } => init(&config),
         Command::Agent { config } => {
             let config = Config::load(&config)?;
             in_runtime(async { agent::run(config).await.map(|()| 0) })

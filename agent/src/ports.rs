@@ -70,9 +70,11 @@ pub async fn publish(pod: &Pod, network: &Arc<OwnedFd>) -> Result<Published, Por
             return Err(PortError::Udp { port: host_port });
         }
         let address = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let listener = TcpListener::bind((address, host_port))
-            .await
-            .map_err(|source| PortError::Listen { port: host_port, address, source })?;
+        let listener = TcpListener::bind((address, host_port)).await.map_err(|source| PortError::Listen {
+            port: host_port,
+            address,
+            source,
+        })?;
         let inside = port.container_port;
         published.listeners.push(spawn_local(listen(listener, Arc::clone(network), inside, Rc::clone(&room))));
     }

@@ -52,7 +52,9 @@ fn find(agent: &Agent, (uid, container): (Uid, Label)) -> Result<(std::sync::Arc
     };
     match found {
         Some(found) => Ok((pod.clone(), found.name.clone())),
-        None if container.is_empty() => Err(format!("pod {} has several containers, name one of: {}", pod.name, names())),
+        None if container.is_empty() => {
+            Err(format!("pod {} has several containers, name one of: {}", pod.name, names()))
+        }
         None => Err(format!("pod {} has no container {container:?}, but: {}", pod.name, names())),
     }
 }
@@ -218,14 +220,8 @@ fn start(
         (Stdio { stdin: source, stdout, stderr }, Ends { input, output, errors: Some(errors) })
     };
     let cgroup = Cgroup::open(cgroup).map_err(|error| io(&error))?;
-    let request = ExecRequest {
-        target: target.as_fd(),
-        process,
-        spec,
-        cgroup: Some(&cgroup),
-        stdio,
-        reaper: Reaper::Caller,
-    };
+    let request =
+        ExecRequest { target: target.as_fd(), process, spec, cgroup: Some(&cgroup), stdio, reaper: Reaper::Caller };
     Ok((skeg_runtime::exec(request).map_err(|error| io(&error))?, ends))
 }
 
@@ -277,12 +273,7 @@ impl Running {
 }
 
 /// Gives the process what comes in, until the stream ends.
-async fn feed(
-    stream: &mut Stream,
-    mut input: Option<Rc<AsyncFd<OwnedFd>>>,
-    terminal: &AsyncFd<OwnedFd>,
-    tty: bool,
-) {
+async fn feed(stream: &mut Stream, mut input: Option<Rc<AsyncFd<OwnedFd>>>, terminal: &AsyncFd<OwnedFd>, tty: bool) {
     loop {
         match stream.next().await {
             Some(StreamEvent::Data(_, bytes)) if bytes.is_empty() => {

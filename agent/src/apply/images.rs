@@ -29,7 +29,8 @@ impl Images {
         if let Some(found) = self.store.image(&digest).map_err(|error| named(&error))? {
             return Ok(found);
         }
-        let (endpoint, repository) = self.place(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
+        let (endpoint, repository) =
+            self.place(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
         let client = Client::new(endpoint);
         let pulled = self.store.pull(&client, &repository, &digest, &self.platform, &|_| {}).await;
         pulled.map_err(|error| named(&error))
@@ -38,7 +39,8 @@ impl Images {
     fn place(&self, image: &Image) -> Result<(Endpoint, String), String> {
         match &image.source {
             ImageSource::Controller(repository) => {
-                let endpoint = self.controller.clone().ok_or("it is in the controller's registry; none is configured")?;
+                let endpoint =
+                    self.controller.clone().ok_or("it is in the controller's registry; none is configured")?;
                 Ok((endpoint, repository.clone()))
             }
             ImageSource::Registry => {

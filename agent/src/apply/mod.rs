@@ -175,7 +175,9 @@ impl Worker {
     }
 
     async fn run(mut self, mut actions: mpsc::UnboundedReceiver<Action>, running: Vec<Adopted>) {
-        if !running.is_empty() && let Err(failure) = self.prepare().await {
+        if !running.is_empty()
+            && let Err(failure) = self.prepare().await
+        {
             // The containers run on; the next start will say it again.
             log::error!("pod {}/{}: {failure:?}", self.pod.namespace, self.pod.name);
         }

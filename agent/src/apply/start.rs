@@ -65,10 +65,8 @@ impl Worker {
         });
         let started = started.await.map_err(|error| not_created(&error))??;
         let now = crate::agent::now();
-        let data = HeldData {
-            since: u64::try_from(now.monotonic.as_nanos()).unwrap_or(u64::MAX),
-            started_at: now.wall,
-        };
+        let data =
+            HeldData { since: u64::try_from(now.monotonic.as_nanos()).unwrap_or(u64::MAX), started_at: now.wall };
         let data = postcard::to_allocvec(&data).map_err(|error| not_created(&error))?;
         let [stdout, stderr, staging_read, staging_write] = pipes.fds();
         let fds = [started.pidfd.as_fd(), stdout, stderr, staging_read, staging_write];

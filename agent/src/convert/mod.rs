@@ -197,9 +197,10 @@ fn own_mounts(inputs: &Inputs<'_>) -> Result<Vec<oci::Mount>, ConvertError> {
     }
     for (index, mount) in wanted.iter().enumerate() {
         let at = |part: &str| format!("volumeMounts[{index}].{part}");
-        let source = inputs.volumes.get(&mount.volume).ok_or_else(|| {
-            ConvertError::new(at("name"), format!("the pod has no volume {:?}", mount.volume))
-        })?;
+        let source = inputs
+            .volumes
+            .get(&mount.volume)
+            .ok_or_else(|| ConvertError::new(at("name"), format!("the pod has no volume {:?}", mount.volume)))?;
         if mount.path.trim_matches('/').is_empty() {
             return Err(ConvertError::new(at("mountPath"), "a volume can't take the place of the root"));
         }

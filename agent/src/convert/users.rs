@@ -111,7 +111,10 @@ pub(crate) fn resolve(
         (Some(entry), _) => entry.uid,
         (None, Ok(uid)) => uid,
         (None, Err(_)) => {
-            return Err(ConvertError::new("image config.User", format!("the image's /etc/passwd has no user {name:?}")));
+            return Err(ConvertError::new(
+                "image config.User",
+                format!("the image's /etc/passwd has no user {name:?}"),
+            ));
         }
     };
     let gid = match (group, group_name) {

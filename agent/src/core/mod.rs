@@ -173,7 +173,7 @@ impl Node {
                         leaving: false,
                         removing: false,
                         containers: containers.collect(),
-                        pod: Arc::new(pod),
+                        pod: Arc::new(*pod),
                     };
                     actions.push((state.pod.uid, Action::Admit(Arc::clone(&state.pod))));
                     self.pods.insert(state.pod.uid, state);
@@ -290,13 +290,11 @@ impl PodState {
         if ends().count() == containers.len() {
             return if ends().all(|code| code == 0) { PodPhase::Succeeded } else { PodPhase::Failed };
         }
-        let never_ran = |container: &Container| {
-            !(matches!(container.phase, Phase::Running { .. }) || container.last.is_some() || container.restarts > 0)
-                && !matches!(
-                    container.phase,
-                    Phase::Ended(_) | Phase::Gone(Some(_)) | Phase::Stopping { started_at: Some(_), .. }
-                )
+        let ran = |container: &Container| match &container.phase {
+            Phase::Running { .. } | Phase::Ended(_) | Phase::Gone(Some(_)) => true,
+            Phase::Stopping { started_at: Some(_), .. } => true,
+            _ => container.last.is_some() || container.restarts > 0,
         };
-        if self.containers.iter().any(never_ran) { PodPhase::Pending } else { PodPhase::Running }
+        if self.containers.iter().all(ran) { PodPhase::Running } else { PodPhase::Pending }
     }
 }

@@ -16,7 +16,7 @@ pub struct Observed<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Take on this pod.
-    Admit(Pod),
+    Admit(Box<Pod>),
     /// Stop this pod and remove it.
     Stop(Uid),
 }
@@ -32,6 +32,6 @@ pub fn reconcile<'a>(desired: &Manifest, observed: impl Iterator<Item = Observed
         !observed.clone().any(taken)
     };
     let stops = stale.map(|there| Change::Stop(there.pod.uid));
-    let admits = desired.pods.iter().filter(|pod| free(pod)).map(|pod| Change::Admit(pod.clone()));
+    let admits = desired.pods.iter().filter(|pod| free(pod)).map(|pod| Change::Admit(Box::new(pod.clone())));
     stops.chain(admits).collect()
 }

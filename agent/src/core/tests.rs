@@ -210,7 +210,7 @@ fn a_changed_pod_and_a_taken_name_wait_until_the_old_one_is_gone() {
         let desired = Manifest { revision: 1, pods: vec![wanted.clone()] };
         assert_eq!(reconcile(&desired, there(false).into_iter()), [Change::Stop(old.uid)]);
         assert_eq!(reconcile(&desired, there(true).into_iter()), []);
-        assert_eq!(reconcile(&desired, std::iter::empty()), [Change::Admit(wanted.clone())]);
+        assert_eq!(reconcile(&desired, std::iter::empty()), [Change::Admit(Box::new(wanted.clone()))]);
     }
     let same = Manifest { revision: 2, pods: vec![old.clone()] };
     assert_eq!(reconcile(&same, there(false).into_iter()), []);

@@ -240,11 +240,7 @@ fn held(manifest: &Manifest) -> Held {
     manifest_digest(manifest).map_or(none, |digest| Held { revision: manifest.revision, digest })
 }
 
-async fn take_manifests(
-    agent: Rc<Agent>,
-    peer: Rc<Peer>,
-    mut ends: mpsc::UnboundedReceiver<(Assembly, ManifestEnd)>,
-) {
+async fn take_manifests(agent: Rc<Agent>, peer: Rc<Peer>, mut ends: mpsc::UnboundedReceiver<(Assembly, ManifestEnd)>) {
     while let Some((mut assembly, end)) = ends.recv().await {
         let built = assembly.end(end, &agent.held.borrow());
         let taken = match built {
@@ -302,7 +298,7 @@ fn node_info(name: &str, address: Option<IpAddr>) -> anyhow::Result<NodeInfo> {
         os: fit(os.trim_matches('"')),
         agent: fit(env!("CARGO_PKG_VERSION")),
         cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
-        memory_bytes: u64::from(memory.totalram) * u64::from(memory.mem_unit),
+        memory_bytes: memory.totalram * u64::from(memory.mem_unit),
         boot: boot_id()?,
         address,
     })
