@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod demo;
 mod fuzz;
 mod interrupt;
 mod machine;
@@ -28,6 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Shows the whole way of a pod on this machine, and takes everything away again. Needs root.
+    Demo,
     /// Runs every test, installing what it needs: checks, unit, property, privileged and QEMU tests.
     Test {
         /// Runs only the steps whose name holds this text (their list: --only '').
@@ -54,6 +57,7 @@ fn root() -> PathBuf {
 fn run(task: Task) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
     match task {
+        Task::Demo => demo::run(),
         Task::Test { only } => test::run(only.as_deref()),
         Task::Tidy => tidy::run(),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
