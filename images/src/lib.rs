@@ -1,1 +1,23 @@
-//! Placeholder.
+//! OCI images on a device: references, a registry client, and a store of verified blobs and unpacked layers.
+//!
+//! Owns everything between an image's name and a list of folders that an overlay can be mounted from. It knows
+//! neither containers nor skeg's protocol, and it never mounts anything.
+
+#![forbid(unsafe_code)]
+
+pub mod blobs;
+pub mod client;
+mod digest;
+pub mod platform;
+pub mod reference;
+pub mod store;
+mod tar;
+#[cfg(test)]
+mod testing;
+pub mod unpack;
+
+pub use client::{Client, ClientError, Endpoint};
+pub use digest::{Digest, DigestError};
+pub use platform::{NoPlatform, Platform};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Image, Progress, PullError, Store, StoreError};

@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod controller;
 pub mod debian;
+pub mod image;
 pub mod machine;
 
 use std::path::PathBuf;
@@ -27,4 +29,33 @@ pub fn succeed(command: &mut Command) -> Result<String> {
         bail!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
     String::from_utf8(output.stdout).with_context(|| format!("{program} printed something that is not UTF-8"))
+}
+
+/// Returns where a static release binary lies; an error that says how to build it if it does not.
+pub fn binary(package: &str, name: &str, architecture: &str) -> Result<PathBuf> {
+    let target = format!("{architecture}-unknown-linux-musl");
+    let path = repository().join("target").join(&target).join("release").join(name);
+    if !path.exists() {
+        bail!("{} is missing; build it: cargo build --release --target {target} --package {package}", path.display());
+    }
+    Ok(path)
+}
+
+/// Says which program that the tests call is not installed, if any.
+pub fn missing_program() -> Option<String> {
+    let programs = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("qemu-system-aarch64", "qemu-system-arm"),
+        ("mke2fs", "e2fsprogs"),
+        ("apt-get", "apt"),
+        ("dpkg-deb", "dpkg"),
+        ("umoci", "umoci"),
+        ("skopeo", "skopeo"),
+        ("busybox", "busybox-static"),
+    ];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let missing = |program: &str| !folders.iter().any(|folder| folder.join(program).exists());
+    let (program, package) = programs.into_iter().find(|(program, _)| missing(program))?;
+    Some(format!("{program} is not installed (Debian: apt-get install {package}; cargo xtask test does it)"))
 }

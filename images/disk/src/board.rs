@@ -11,7 +11,7 @@ use serde::Deserialize;
 const MAXIMUM_SIZE: u64 = 64 * 1024;
 
 /// A processor architecture that boards have, by the kernel's name for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
     /// 64-bit x86.

@@ -1,0 +1,172 @@
+//! What can go wrong between here and a registry. Owns the words of those errors, nothing else.
+
+use std::fmt;
+use std::io;
+
+use hyper::StatusCode;
+use thiserror::Error;
+
+use crate::digest::Digest;
+
+/// Longest piece of a registry's answer that an error shows, in characters.
+const MAX_SHOWN: usize = 200;
+
+/// What was asked of whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The registry, as the user knows it.
+    pub registry: String,
+    /// The repository within it.
+    pub repository: String,
+    /// The thing: `manifest 1.22`, `blob sha256:…`.
+    pub what: String,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "registry {}, repository {}: {}", self.registry, self.repository, self.what)
+    }
+}
+
+/// Why a registry gave no answer that can be used. The source, where there is one, holds the system's reason.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// No TCP connection or no TLS session.
+    #[error("{asked}: cannot connect to {address}")]
+    Connect {
+        /// What was asked.
+        asked: Asked,
+        /// Host and port.
+        address: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// No connection in time.
+    #[error("{asked}: no connection to {address} within {seconds} s")]
+    ConnectTimeout {
+        /// What was asked.
+        asked: Asked,
+        /// Host and port.
+        address: String,
+        /// The limit.
+        seconds: f32,
+    },
+    /// The HTTP session could not be set up.
+    #[error("{asked}: no HTTP session with {address}")]
+    Handshake {
+        /// What was asked.
+        asked: Asked,
+        /// Host and port.
+        address: String,
+        /// The reason.
+        #[source]
+        source: hyper::Error,
+    },
+    /// The connection stands, but nothing comes.
+    #[error("{asked}: the registry has sent nothing for {seconds} s")]
+    Stalled {
+        /// What was asked.
+        asked: Asked,
+        /// The limit.
+        seconds: f32,
+    },
+    /// The transfer broke off, or what came was no HTTP.
+    #[error("{asked}: the transfer broke off")]
+    Transfer {
+        /// What was asked.
+        asked: Asked,
+        /// The reason.
+        #[source]
+        source: hyper::Error,
+    },
+    /// The name cannot be put into a request.
+    #[error("{asked}: cannot be asked for")]
+    Request {
+        /// What was asked.
+        asked: Asked,
+        /// The reason.
+        #[source]
+        source: hyper::http::Error,
+    },
+    /// The registry answered with an error.
+    #[error("{asked}: the registry answers {status}{}{body}", if .body.is_empty() { "" } else { ": " })]
+    Refused {
+        /// What was asked.
+        asked: Asked,
+        /// The HTTP status.
+        status: StatusCode,
+        /// What the registry says, cut to 200 characters.
+        body: String,
+    },
+    /// A redirect to something that is no http(s) URL.
+    #[error("{asked}: redirected to {location:?}, which cannot be followed")]
+    Redirect {
+        /// What was asked.
+        asked: Asked,
+        /// Where to.
+        location: String,
+    },
+    /// Redirects without end.
+    #[error("{asked}: more than 5 redirects")]
+    TooManyRedirects {
+        /// What was asked.
+        asked: Asked,
+    },
+    /// The token server that the registry names is of no use.
+    #[error("{asked}: cannot get a token from {realm:?}: {problem}")]
+    Token {
+        /// What was asked.
+        asked: Asked,
+        /// The token server.
+        realm: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// More bytes than such a thing may have.
+    #[error("{asked}: larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// What was asked.
+        asked: Asked,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Other bytes than were asked for.
+    #[error("{asked}: what the registry sent has the digest {got}")]
+    Digest {
+        /// What was asked.
+        asked: Asked,
+        /// Digest of the bytes that came.
+        got: Digest,
+    },
+}
+
+impl ClientError {
+    /// Tells whether the registry says that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, ClientError::Refused { status: StatusCode::NOT_FOUND, .. })
+    }
+
+    /// Tells whether the same request may succeed at another attempt: the network failed, not the registry's answer.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            ClientError::Connect { .. }
+            | ClientError::ConnectTimeout { .. }
+            | ClientError::Handshake { .. }
+            | ClientError::Stalled { .. }
+            | ClientError::Transfer { .. } => true,
+            ClientError::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            _ => false,
+        }
+    }
+}
+
+/// Makes foreign text fit for one line of an error: cut, and without control characters.
+pub(super) fn cut(text: &str) -> String {
+    let clean = |character: char| if character.is_control() { ' ' } else { character };
+    let mut shown: String = text.trim().chars().take(MAX_SHOWN).map(clean).collect();
+    if text.trim().chars().nth(MAX_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}

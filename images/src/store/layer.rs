@@ -1,0 +1,267 @@
+//! One layer on its way from the network into a temporary folder: count, hash, decompress, hash, unpack.
+//!
+//! Owns the stream in between, and its bounds: at most [`QUEUE`] chunks of 64 KiB wait in memory, and a zstd window
+//! may have 8 MiB. The folder gets its name elsewhere, once all of this has succeeded.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use bytes::{Buf, Bytes};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::digest::{Digest, Hasher};
+use crate::tar::Archive;
+use crate::unpack::{UnpackError, Unpacked, unpack};
+
+use super::LayerPart;
+
+/// Chunks that may wait between network and disk.
+pub(super) const QUEUE: usize = 8;
+/// zstd windows above 8 MiB are refused: RFC 8878 asks decoders for no more.
+const ZSTD_WINDOW_LOG: u32 = 23;
+/// A layer may unpack to this many times its compressed size …
+const MAX_RATIO: u64 = 200;
+/// … or to this many bytes, whatever is more …
+const MIN_UNPACKED: u64 = 1 << 30;
+/// … but never to more than this.
+const MAX_UNPACKED: u64 = 64 << 30;
+/// How much of a refused layer is still read to find out whether it is the right one at all.
+const MAX_POST_MORTEM: u64 = 1 << 20;
+
+/// Why a layer could not be unpacked.
+#[derive(Debug, Error)]
+pub enum LayerError {
+    /// The archive is broken, hostile, or does not fit.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// The bytes from the registry are not those that the manifest names.
+    #[error("the registry sent content with the digest {got}")]
+    Digest {
+        /// Digest of what came.
+        got: Digest,
+    },
+    /// More or fewer bytes than the manifest says.
+    #[error("the registry sent {got} bytes where the manifest says {wanted}")]
+    Size {
+        /// What the manifest says.
+        wanted: u64,
+        /// What came, or where reading stopped.
+        got: u64,
+    },
+    /// The unpacked archive is not the one that the configuration names.
+    #[error("unpacked, its digest is {got}, while the image's configuration says {wanted}")]
+    DiffId {
+        /// What the configuration says.
+        wanted: Digest,
+        /// What came.
+        got: Digest,
+    },
+    /// The compressed stream is broken.
+    #[error("cannot decompress it")]
+    Decompress(#[source] io::Error),
+    /// Decompressed it is far larger than any honest layer.
+    #[error("it decompresses to more than {0} bytes")]
+    Bomb(u64),
+    /// The pull was given up.
+    #[error("the transfer was given up")]
+    Interrupted,
+    /// The temporary folder could not be made, synced, or put in its place.
+    #[error("cannot {operation}")]
+    Folder {
+        /// What was tried.
+        operation: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What goes through the queue.
+pub(super) enum Piece {
+    Data(Bytes),
+    /// All of the blob has come; without it the queue's end means that the pull was given up.
+    End,
+}
+
+/// The compressed stream as it comes out of the queue, counted and hashed.
+struct Compressed {
+    queue: mpsc::Receiver<Piece>,
+    chunk: Bytes,
+    hasher: Hasher,
+    count: u64,
+    wanted: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+    GivenUp,
+}
+
+impl BufRead for Compressed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.chunk.is_empty() && self.state == State::Open {
+            match self.queue.blocking_recv() {
+                Some(Piece::Data(data)) => {
+                    self.count += data.len() as u64;
+                    if self.count > self.wanted {
+                        return Err(io::Error::other("more bytes than the manifest says"));
+                    }
+                    self.hasher.update(&data);
+                    self.chunk = data;
+                }
+                Some(Piece::End) => self.state = State::Ended,
+                None => self.state = State::GivenUp,
+            }
+        }
+        match self.state {
+            State::GivenUp => Err(io::Error::other("the transfer was given up")),
+            _ => Ok(&self.chunk),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.chunk.advance(amount.min(self.chunk.len()));
+    }
+}
+
+impl Read for Compressed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+/// The three forms of a layer. What it is shows in its first bytes, as media types are often wrong.
+enum Decoder<'a> {
+    Plain(&'a mut Compressed),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<&'a mut Compressed>>),
+    Zstd(zstd::stream::read::Decoder<'static, &'a mut Compressed>),
+}
+
+impl<'a> Decoder<'a> {
+    fn new(compressed: &'a mut Compressed) -> io::Result<Decoder<'a>> {
+        let head = compressed.fill_buf()?;
+        if head.starts_with(&[0x1f, 0x8b]) {
+            return Ok(Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(compressed))));
+        }
+        if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            return Ok(Decoder::Zstd(decoder));
+        }
+        Ok(Decoder::Plain(compressed))
+    }
+}
+
+impl Read for Decoder<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Decoder::Plain(inner) => inner.read(buffer),
+            Decoder::Gzip(inner) => inner.read(buffer),
+            Decoder::Zstd(inner) => inner.read(buffer),
+        }
+    }
+}
+
+/// The archive as it comes out of the decoder, hashed and bounded.
+struct Hashed<R> {
+    inner: R,
+    hasher: Hasher,
+    left: u64,
+    /// The decoder's error, which the archive reader would hide in its own.
+    failed: bool,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer).inspect_err(|_| self.failed = true)?;
+        self.hasher.update(&buffer[..count]);
+        match self.left.checked_sub(count as u64) {
+            Some(left) => self.left = left,
+            None => return Err(io::Error::other("the archive is too large")),
+        }
+        Ok(count)
+    }
+}
+
+/// Unpacks a layer from the queue into an existing empty folder, and verifies both of its digests. Blocks.
+pub(super) fn receive(queue: mpsc::Receiver<Piece>, layer: &LayerPart, folder: &Path) -> Result<Unpacked, LayerError> {
+    let mut compressed = Compressed {
+        queue,
+        chunk: Bytes::new(),
+        hasher: Hasher::new(),
+        count: 0,
+        wanted: layer.size,
+        state: State::Open,
+    };
+    let unpacked = decode(&mut compressed, layer, folder);
+    if compressed.state == State::GivenUp {
+        return Err(LayerError::Interrupted);
+    }
+    if compressed.count > layer.size {
+        return Err(LayerError::Size { wanted: layer.size, got: compressed.count });
+    }
+    // A page of HTML instead of a layer is no archive; that it is not the right blob tells more. But a layer that
+    // was refused early is not fetched to its end only to know.
+    let disk = matches!(&unpacked, Err(LayerError::Unpack(UnpackError::Full { .. } | UnpackError::Io { .. })));
+    let worth_it = unpacked.is_ok() || (!disk && layer.size - compressed.count <= MAX_POST_MORTEM);
+    if worth_it {
+        drain(&mut compressed)?;
+        if compressed.count != layer.size {
+            return Err(LayerError::Size { wanted: layer.size, got: compressed.count });
+        }
+        let got = compressed.hasher.finish();
+        if got != layer.blob {
+            return Err(LayerError::Digest { got });
+        }
+    }
+    let (unpacked, diff_id) = unpacked?;
+    if diff_id != layer.diff_id {
+        return Err(LayerError::DiffId { wanted: layer.diff_id, got: diff_id });
+    }
+    Ok(unpacked)
+}
+
+fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<(Unpacked, Digest), LayerError> {
+    let limit = layer.size.saturating_mul(MAX_RATIO).clamp(MIN_UNPACKED, MAX_UNPACKED);
+    let decoder = Decoder::new(compressed).map_err(LayerError::Decompress)?;
+    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), left: limit, failed: false };
+    let mut archive = Archive::new(BufReader::with_capacity(64 << 10, hashed));
+    let unpacked = unpack(&mut archive, folder, limit);
+    let mut rest = archive.into_inner();
+    // The diff id is over the whole stream, also over what follows the archive's end mark.
+    let drained = unpacked.as_ref().ok().map(|_| io::copy(&mut rest, &mut io::sink()));
+    let hashed = rest.into_inner();
+    match (unpacked, drained) {
+        (Ok(unpacked), Some(Ok(_))) => Ok((unpacked, hashed.hasher.finish())),
+        (Err(UnpackError::Archive(_, Some(source))), _) | (Ok(_), Some(Err(source))) => match hashed.failed {
+            true => Err(LayerError::Decompress(source)),
+            false if hashed.left < BLOCK_SLACK => Err(LayerError::Bomb(limit)),
+            false => Err(UnpackError::Archive("it ends too early".to_owned(), Some(source)).into()),
+        },
+        (Err(error), _) => Err(error.into()),
+        (Ok(_), None) => Err(LayerError::Interrupted),
+    }
+}
+
+/// Less than one read of the buffer is left: the bound was hit.
+const BLOCK_SLACK: u64 = 128 << 10;
+
+fn drain(compressed: &mut Compressed) -> Result<(), LayerError> {
+    let mut buffer = [0; 8192];
+    loop {
+        match compressed.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(_) if compressed.state == State::GivenUp => return Err(LayerError::Interrupted),
+            Err(_) => return Err(LayerError::Size { wanted: compressed.wanted, got: compressed.count }),
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Pulling an image: index, manifest, configuration, then its layers side by side, each named when it is whole.
+//!
+//! Owns the order of things. A pull that is dropped or fails leaves whole layers and temporary ones; the next pull
+//! goes on from the whole ones. Nothing is retried here, except that a transfer that broke off after it had made
+//! progress is continued where it stopped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+
+use oci_spec::image::ImageIndex;
+use thiserror::Error;
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc};
+use tokio::task::JoinSet;
+
+use crate::blobs::{BlobError, blob_io, sync_folder};
+use crate::client::{Client, ClientError, RawManifest};
+use crate::digest::Digest;
+use crate::platform::{NoPlatform, Platform};
+use crate::unpack::{Unpacked, imitate};
+
+use super::layer::{LayerError, Piece, QUEUE, receive};
+use super::{Image, LayerPart, MAX_CONFIG, ManifestError, Parts, Store, StoreError, parse_manifest};
+
+/// Layers that are fetched and unpacked at the same time in one store.
+pub(super) const SIDE_BY_SIDE: usize = 3;
+/// A layer is expected to unpack to this many times its compressed size when the space is checked.
+const EXPANSION: u64 = 3;
+/// How often one layer's transfer is continued.
+const MAX_CONTINUED: usize = 20;
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Layers of the image.
+    pub layers: usize,
+    /// Layers that are in their place, those that were there before included.
+    pub layers_done: usize,
+    /// Compressed bytes of the layers that had to be fetched.
+    pub bytes: u64,
+    /// Compressed bytes that have come.
+    pub bytes_done: u64,
+}
+
+/// Why an image could not be pulled.
+#[derive(Debug, Error)]
+pub enum PullError {
+    /// The registry did not give what was asked for.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The store's files could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image has nothing for this machine.
+    #[error("image {digest}: {source}")]
+    Platform {
+        /// The image.
+        digest: Digest,
+        /// What it has instead.
+        source: NoPlatform,
+    },
+    /// A manifest or configuration is of no use.
+    #[error("image {digest}")]
+    Manifest {
+        /// The document.
+        digest: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: ManifestError,
+    },
+    /// A layer could not be unpacked.
+    #[error("layer {layer}")]
+    Layer {
+        /// Digest of the layer as the registry has it.
+        layer: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: LayerError,
+    },
+    /// The disk is too full to begin.
+    #[error("not enough space in {}: {needed} bytes are needed, {free} are free", path.display())]
+    Space {
+        /// The store's folder.
+        path: PathBuf,
+        /// Bytes that the missing layers are expected to take.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// A task ended without a result, which only a panic does.
+    #[error("a task of the pull ended unexpectedly")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+impl From<BlobError> for PullError {
+    fn from(error: BlobError) -> PullError {
+        PullError::Store(error.into())
+    }
+}
+
+/// What a pull holds against removal, until it is dropped.
+struct Pins {
+    store: Store,
+    digests: Vec<Digest>,
+}
+
+impl Pins {
+    fn add(&mut self, digests: impl IntoIterator<Item = Digest>) {
+        let mut pinned = self.store.pinned();
+        for digest in digests {
+            *pinned.entry(digest).or_insert(0) += 1;
+            self.digests.push(digest);
+        }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut pinned = self.store.pinned();
+        for digest in &self.digests {
+            if let Some(count) = pinned.get_mut(digest) {
+                *count -= 1;
+                if *count == 0 {
+                    pinned.remove(digest);
+                }
+            }
+        }
+    }
+}
+
+/// A layer in its temporary folder, which goes when this is dropped.
+struct Temporary {
+    folder: PathBuf,
+    unpacked: Unpacked,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After the rename there is nothing to remove; what cannot be removed goes when the store is opened next.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A layer that is ready to be put into its place, or was there all along; others wait for it until then.
+struct Ready {
+    index: usize,
+    temporary: Option<Temporary>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+/// What the tasks of one pull share.
+struct Shared {
+    store: Store,
+    client: Client,
+    repository: String,
+    bytes_done: AtomicU64,
+    moved: Notify,
+}
+
+impl Store {
+    /// Pulls an image by the digest of its index or manifest; what is there already is not fetched.
+    ///
+    /// `progress` is called whenever there is something new to say, from this task. Dropping the future gives the
+    /// pull up. Several pulls may run at once; a layer that two of them need is fetched once.
+    pub async fn pull(
+        &self,
+        client: &Client,
+        repository: &str,
+        digest: &Digest,
+        platform: &Platform,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Image, PullError> {
+        let mut pins = Pins { store: self.clone(), digests: Vec::new() };
+        pins.add([*digest]);
+        if let Some(image) = self.image(digest)? {
+            return Ok(image);
+        }
+        let top = client.manifest(repository, &digest.to_string()).await?;
+        let raw = match select(&top, platform)? {
+            None => top,
+            Some(chosen) => client.manifest(repository, &chosen.to_string()).await?,
+        };
+        let wrong = |digest: Digest| move |source| PullError::Manifest { digest, source };
+        let manifest = parse_manifest(&raw.bytes).map_err(wrong(raw.digest))?;
+        let config_digest = super::sha256(manifest.config()).map_err(wrong(raw.digest))?;
+        pins.add([raw.digest, config_digest]);
+        let config = client.small_blob(repository, &config_digest, MAX_CONFIG).await?;
+        let parts = Parts::new(&manifest, &config).map_err(wrong(config_digest))?;
+        check_platform(digest, &parts, platform)?;
+        pins.add(parts.layers.iter().map(|layer| layer.chain_id));
+        self.0.blobs.put(&raw.bytes)?;
+        self.0.blobs.put(&config)?;
+        let shared = Shared {
+            store: self.clone(),
+            client: client.clone(),
+            repository: repository.to_owned(),
+            bytes_done: AtomicU64::new(0),
+            moved: Notify::new(),
+        };
+        self.pull_layers(Arc::new(shared), &parts.layers, progress).await?;
+        self.write_record(digest, &raw.digest)?;
+        let layers = parts.layers.iter().map(|layer| self.layer_path(&layer.chain_id)).collect();
+        Ok(Image { digest: *digest, config: parts.config, layers })
+    }
+
+    /// Fetches what is missing, and puts it into its place in order: a layer is named after all those below it.
+    async fn pull_layers(
+        &self,
+        shared: Arc<Shared>,
+        layers: &[LayerPart],
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), PullError> {
+        let missing = layers.iter().filter(|layer| !self.layer_path(&layer.chain_id).is_dir());
+        let bytes = missing.map(|layer| layer.size).fold(0u64, u64::saturating_add);
+        self.check_space(bytes)?;
+        // Dropping the set aborts its tasks; a layer that is being unpacked then ends as given up.
+        let mut tasks = JoinSet::new();
+        for (index, layer) in layers.iter().enumerate() {
+            tasks.spawn(prepare(Arc::clone(&shared), index, layer.clone()));
+        }
+        let mut ready: Vec<Option<Ready>> = layers.iter().map(|_| None).collect();
+        let mut done = 0;
+        let report = |done| {
+            let bytes_done = shared.bytes_done.load(Ordering::Relaxed);
+            progress(Progress { layers: layers.len(), layers_done: done, bytes, bytes_done });
+        };
+        report(0);
+        while done < layers.len() {
+            tokio::select! {
+                finished = tasks.join_next() => {
+                    let Some(finished) = finished else { break };
+                    let layer = finished.map_err(PullError::Task)??;
+                    let index = layer.index;
+                    ready[index] = Some(layer);
+                }
+                () = shared.moved.notified() => {}
+            }
+            while let Some(next) = ready.get_mut(done).and_then(Option::take) {
+                self.place(layers, next).await?;
+                done += 1;
+            }
+            report(done);
+        }
+        Ok(())
+    }
+
+    /// Compares what the missing layers are expected to take with what is free.
+    fn check_space(&self, compressed: u64) -> Result<(), PullError> {
+        let root = &self.0.root;
+        let free =
+            rustix::fs::statvfs(root).map_err(|errno| blob_io("ask for the free space of", root)(errno.into()))?;
+        let free = free.f_bavail.saturating_mul(free.f_frsize);
+        let needed = compressed.saturating_mul(EXPANSION);
+        if needed > free {
+            return Err(PullError::Space { path: root.clone(), needed, free });
+        }
+        Ok(())
+    }
+
+    /// Puts an unpacked layer into its place: imitates, syncs, renames, syncs the folder.
+    async fn place(&self, layers: &[LayerPart], ready: Ready) -> Result<(), PullError> {
+        let (below, layer) = (&layers[..ready.index], &layers[ready.index]);
+        let Some(temporary) = ready.temporary else { return Ok(()) };
+        let target = self.layer_path(&layer.chain_id);
+        let lower: Vec<_> = below.iter().rev().map(|layer| self.layer_path(&layer.chain_id)).collect();
+        let root = self.0.root.join("layers");
+        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &target, &lower, &root));
+        let placed = work.await.map_err(PullError::Task)?;
+        placed.map_err(|source| PullError::Layer { layer: layer.blob, source })
+    }
+
+    /// Waits for the turn to fetch a layer: at most one task of this process does.
+    async fn turn(&self, chain_id: &Digest) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.0.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let lock = locks.get(chain_id).and_then(std::sync::Weak::upgrade).unwrap_or_default();
+            locks.insert(*chain_id, Arc::downgrade(&lock));
+            lock
+        };
+        lock.lock_owned().await
+    }
+}
+
+fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers: &Path) -> Result<(), LayerError> {
+    let step = |operation| move |source| LayerError::Folder { operation, source };
+    imitate(&temporary.folder, &temporary.unpacked.implied, lower).map_err(step("give its folders their owners"))?;
+    let folder = fs::File::open(&temporary.folder).map_err(step("open its folder"))?;
+    // One call for a layer's ten thousand files; fsync of each of them would take minutes on a card.
+    rustix::fs::syncfs(&folder).map_err(|errno| step("sync it")(errno.into()))?;
+    fs::rename(&temporary.folder, target).map_err(step("put it in its place"))?;
+    sync_folder(layers).map_err(|error| step("sync the folder of layers")(std::io::Error::other(error)))
+}
+
+/// Chooses from an index; `None` when this is a manifest itself.
+fn select(top: &RawManifest, platform: &Platform) -> Result<Option<Digest>, PullError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Kind {
+        media_type: Option<String>,
+        #[serde(default)]
+        manifests: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        config: Option<serde::de::IgnoredAny>,
+    }
+    let wrong = |source| PullError::Manifest { digest: top.digest, source };
+    let json = |what| move |source| wrong(ManifestError::Json { what, source });
+    let kind: Kind = serde_json::from_slice(&top.bytes).map_err(json("image manifest or index"))?;
+    let media_type = kind.media_type.unwrap_or_else(|| top.media_type.clone());
+    match (kind.manifests, kind.config) {
+        (Some(_), None) => {
+            let index: ImageIndex = serde_json::from_slice(&top.bytes).map_err(json("image index"))?;
+            let chosen =
+                platform.select(&index).map_err(|source| PullError::Platform { digest: top.digest, source })?;
+            super::sha256(chosen).map(Some).map_err(wrong)
+        }
+        (None, Some(_)) => Ok(None),
+        _ => Err(wrong(ManifestError::MediaType(media_type.chars().take(100).collect()))),
+    }
+}
+
+/// Refuses an image for another machine before its layers are fetched.
+fn check_platform(digest: &Digest, parts: &Parts, platform: &Platform) -> Result<(), PullError> {
+    let (os, architecture) = (parts.config.os().to_string(), parts.config.architecture().to_string());
+    if platform.runs(&os, &architecture, parts.config.variant().as_deref()) {
+        return Ok(());
+    }
+    let source = NoPlatform { wanted: platform.clone(), there: vec![format!("{os}/{architecture}")] };
+    Err(PullError::Platform { digest: *digest, source })
+}
+
+/// Brings one layer into a temporary folder, unless it is in its place already.
+async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<Ready, PullError> {
+    let store = &shared.store;
+    let turn = store.turn(&layer.chain_id).await;
+    if store.layer_path(&layer.chain_id).is_dir() {
+        return Ok(Ready { index, temporary: None, _turn: turn });
+    }
+    // The semaphore is never closed; without a permit the layer would merely be fetched at once.
+    let _permit = Arc::clone(&store.0.side_by_side).acquire_owned().await.ok();
+    let mut temporary = Temporary { folder: store.temp_path("layer"), unpacked: Unpacked::default() };
+    let (sender, queue) = mpsc::channel(QUEUE);
+    let (part, folder) = (layer.clone(), temporary.folder.clone());
+    let unpacking = tokio::task::spawn_blocking(move || {
+        let made = fs::create_dir(&folder);
+        made.map_err(|source| LayerError::Folder { operation: "make its temporary folder", source })?;
+        receive(queue, &part, &folder)
+    });
+    let sent = send(&shared, &layer, sender).await;
+    let unpacked = unpacking.await.map_err(PullError::Task)?;
+    // When the network failed, the unpacking was given up because of it.
+    sent?;
+    temporary.unpacked = unpacked.map_err(|source| PullError::Layer { layer: layer.blob, source })?;
+    Ok(Ready { index, temporary: Some(temporary), _turn: turn })
+}
+
+/// Sends a blob into the queue; a transfer that breaks off is continued as long as it makes progress.
+async fn send(shared: &Shared, layer: &LayerPart, queue: mpsc::Sender<Piece>) -> Result<(), PullError> {
+    let mut sent = 0;
+    for attempt in 0.. {
+        let before = sent;
+        match send_from(shared, layer, &queue, &mut sent).await {
+            Ok(()) => break,
+            Err(error) if error.is_transient() && sent > before && attempt < MAX_CONTINUED => {
+                log::info!("{error}; continued from byte {sent}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The receiver is gone only if it has failed, and then it has the better error.
+    let _ = queue.send(Piece::End).await;
+    Ok(())
+}
+
+async fn send_from(
+    shared: &Shared,
+    layer: &LayerPart,
+    queue: &mpsc::Sender<Piece>,
+    sent: &mut u64,
+) -> Result<(), ClientError> {
+    let mut blob = shared.client.blob(&shared.repository, &layer.blob, *sent).await?;
+    while let Some(chunk) = blob.chunk().await? {
+        let length = chunk.len() as u64;
+        if queue.send(Piece::Data(chunk)).await.is_err() {
+            return Ok(());
+        }
+        *sent += length;
+        shared.bytes_done.fetch_add(length, Ordering::Relaxed);
+        shared.moved.notify_one();
+    }
+    Ok(())
+}
