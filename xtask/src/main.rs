@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod demo;
 mod fuzz;
@@ -39,6 +40,22 @@ enum Task {
     },
     /// Checks what no compiler checks: dependency edges, module docs, links, unsafe, versions, licences.
     Tidy,
+    /// Measures beside other runtimes and beside the goals; a missed goal is shown and is no failure.
+    Bench {
+        /// What to measure.
+        name: bench::Name,
+        /// Prints one JSON object for machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Runs the peers of the start benchmark, as the benchmark asks on standard input.
+    #[command(hide = true)]
+    BenchPeers {
+        /// A folder with a bundle.
+        bundle: PathBuf,
+        /// Below this cgroup.
+        cgroup: String,
+    },
     /// Fuzzes a parser of outside bytes on the stable toolchain.
     Fuzz {
         /// The fuzz target.
@@ -60,6 +77,8 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Demo => demo::run(),
         Task::Test { only } => test::run(only.as_deref()),
         Task::Tidy => tidy::run(),
+        Task::Bench { name, json } => bench::run(name, json),
+        Task::BenchPeers { bundle, cgroup } => bench::peers::serve(&bundle, &cgroup),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     }
 }
