@@ -7,5 +7,6 @@
 pub mod async_fd;
 pub mod config;
 pub mod hold;
+pub mod logs;
 
 fn main() {}
