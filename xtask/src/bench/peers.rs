@@ -27,7 +27,7 @@ impl Peers {
         // Debian's crun knows no newer one; nothing newer is in it.
         spec.set_version("1.0.2".to_owned());
         let linux = spec.linux_mut().as_mut().context("the default specification has a linux part")?;
-        linux.set_cgroups_path(Some(format!("/{cgroup}/peer").into()));
+        linux.set_cgroups_path(Some(format!("/{cgroup}-peer").into()));
         fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?).context("config.json")?;
         let own = std::env::current_exe()?;
         let mut command = Command::new("unshare");

@@ -18,7 +18,7 @@ use skeg_runtime::{Cgroup, Exit, Limits, Plan, Reaper, Request, Root, Stdio, def
 use super::peers::Peers;
 use super::report::Figure;
 use crate::ui::Ui;
-use crate::{build, interrupt, needs};
+use crate::{build, interrupt, machine, needs};
 
 /// Rounds that are measured; medians are shown.
 const ROUNDS: usize = 40;
@@ -143,15 +143,14 @@ fn bare(folder: &Path) -> Result<Duration> {
     Ok(time)
 }
 
-/// The cgroup above all others of this bench: removed in any case.
+/// The cgroups whose name begins so: removed in any case, the peers' too.
 struct Parent<'a>(&'a str);
 
 impl Drop for Parent<'_> {
     fn drop(&mut self) {
-        // A failed round may have left its own behind.
-        for name in [format!("{}/ours", self.0), self.0.to_owned()] {
-            if let Err(error) = Cgroup::open(&name).and_then(|cgroup| cgroup.remove()) {
-                eprintln!("clean-up: {error}");
+        for folder in machine::cgroups(self.0) {
+            if let Err(error) = machine::remove_cgroup(&folder) {
+                eprintln!("clean-up: {error:#}");
             }
         }
     }

@@ -228,7 +228,7 @@ impl World {
     pub(crate) fn processes(&self, uid: &str) -> Vec<i32> {
         let mut found: Vec<i32> = machine::cgroups(&self.name)
             .into_iter()
-            .flat_map(|folder| walk(&folder.join(uid)))
+            .flat_map(|folder| machine::walk(&folder.join(uid)))
             .filter_map(|folder| fs::read_to_string(folder.join("cgroup.procs")).ok())
             .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
             .collect();
@@ -283,40 +283,13 @@ impl World {
         }
         for cgroup in machine::cgroups(&self.name) {
             forced.push(format!("cgroup {}", cgroup.display()));
-            remove_cgroup(&cgroup)?;
+            machine::remove_cgroup(&cgroup)?;
         }
         if !forced.is_empty() {
             bail!("left behind, and taken away by force:\n{}\n{}", forced.join("\n"), self.log("skegd"));
         }
         Ok(())
     }
-}
-
-/// A folder and all folders below it, the deepest last.
-fn walk(folder: &Path) -> Vec<PathBuf> {
-    let mut found = vec![folder.to_owned()];
-    let mut next = 0;
-    while let Some(current) = found.get(next) {
-        let entries = fs::read_dir(current).into_iter().flatten().flatten();
-        let below: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
-        found.extend(below);
-        next += 1;
-    }
-    found
-}
-
-/// Removes a cgroup and those below it; the kernel may take a moment to see that their processes have ended.
-fn remove_cgroup(folder: &Path) -> Result<()> {
-    for path in walk(folder).into_iter().rev() {
-        let began = Instant::now();
-        while let Err(error) = fs::remove_dir(&path) {
-            if began.elapsed() > Duration::from_secs(2) {
-                return Err(error).with_context(|| path.display().to_string());
-            }
-            std::thread::sleep(PACE);
-        }
-    }
-    Ok(())
 }
 
 /// Ends a child and waits for it; says whether it ended by this signal alone.
