@@ -3,6 +3,8 @@
 //! Needs root, docker-registry, skopeo and `shared/real-images/make.sh` beside the checkout; says so when they are
 //! missing. The torture image checks its own unpacked tree: one line per thing that a layer store can get wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
