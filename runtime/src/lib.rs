@@ -1,1 +1,46 @@
-//! Placeholder.
+//! One container: an OCI runtime specification becomes a [`Plan`], and the plan a process.
+//!
+//! Owns namespaces, mounts, capabilities, seccomp, cgroups and the start of processes. Must not know the wire protocol,
+//! images or pods, must not keep state on disk, and never outlives a call: there is no thread and no daemon in here.
+//!
+//! ```text
+//!   caller                                            child (a copy; system calls only)
+//!   ------                                            ---------------------------------
+//!   Plan::compile: every path, string and number
+//!   Plan::start:   clone3 ──────────────────────────▶ cgroup, namespaces
+//!        │                                            root, mounts, devices, masks, pivot_root
+//!        │         (index of the step, errno)         limits, user, capabilities, seccomp
+//!        │◀────────────── pipe ────────────────────── a step failed: the plan is off
+//!        │◀────────────── end of file ─────────────── execve succeeded: the pipe closed itself
+//!        ▼
+//!   Started { pid, pidfd } or StartError that names the step, its path and the reason
+//! ```
+
+#![deny(unsafe_code)]
+
+mod capabilities;
+mod cgroup;
+mod compile;
+mod exec;
+mod mounts;
+mod network;
+mod plan;
+mod process;
+mod seccomp;
+mod spec;
+mod step;
+mod sys;
+mod syscalls;
+mod terminal;
+#[cfg(test)]
+mod tests;
+
+pub use cgroup::{Cgroup, CgroupError, HostCgroups, Limits, host_cgroups};
+pub use compile::{PlanError, Request, Root};
+pub use exec::{ExecRequest, exec};
+pub use network::{NetworkError, new_network};
+pub use oci_spec::runtime as oci;
+pub use plan::{Exit, Plan, Reaper, StartError, Started, Stdio, wait};
+pub use seccomp::{SeccompError, default_seccomp};
+pub use spec::default_spec;
+pub use terminal::{Terminal, TerminalError};

@@ -1,0 +1,84 @@
+//! Another process in a running container.
+//!
+//! Owns the way into its namespaces. Must not change anything of the container itself.
+
+use crate::cgroup::Cgroup;
+use crate::compile::PlanError;
+use crate::oci;
+use crate::plan::{Plan, Reaper, Report, StartError, Started, Stdio};
+use crate::process;
+use crate::step::Step;
+use crate::sys::{self, CloneRequest};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// All but user and pid: the first is not used here, the second counts only for children and is joined by the caller.
+const NAMESPACES: i32 =
+    libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
+
+/// What [`exec`] is asked for.
+#[derive(Debug)]
+pub struct ExecRequest<'a> {
+    /// A pidfd of the container's first process, as [`Started::pidfd`].
+    pub target: BorrowedFd<'a>,
+    /// The process to start. It never gets inheritable or ambient capabilities (CVE-2022-29162).
+    pub process: &'a oci::Process,
+    /// The container's specification, for its seccomp profile.
+    pub spec: &'a oci::Spec,
+    /// The container's cgroup.
+    pub cgroup: Option<&'a Cgroup>,
+    /// The streams; for a terminal, copies of [`crate::Terminal::slave`] with `process.terminal` set.
+    pub stdio: Stdio,
+    /// Who reaps it.
+    pub reaper: Reaper,
+}
+
+/// Starts a process in a running container: in all its namespaces, its cgroup and its root, under the same seccomp
+/// profile. Blocks until it runs its program or has failed.
+///
+/// # Errors
+/// [`StartError`] names the step, its path and the kernel's reason.
+pub fn exec(request: ExecRequest<'_>) -> Result<Started, StartError> {
+    let failed = |call| move |source: io::Error| StartError::Caller { call, source };
+    let target = request.target.try_clone_to_owned().map_err(failed("dup"))?;
+    let plan = compile(request, &target)?;
+    // The pid namespace counts for a thread's future children only, so a thread of its own joins it and starts one.
+    // The thread ends right after; nothing of the caller has moved.
+    std::thread::scope(|scope| {
+        let starter = std::thread::Builder::new().name("exec".into()).spawn_scoped(scope, move || {
+            let joined = sys::join_namespace(target.as_raw_fd(), libc::CLONE_NEWPID);
+            joined.map_err(|errno| failed("setns(CLONE_NEWPID)")(errno.into()))?;
+            plan.start()
+        });
+        let joined = starter.map_err(failed("starting a thread"))?.join();
+        joined.unwrap_or_else(|_| Err(failed("a thread")(io::Error::other("it panicked"))))
+    })
+}
+
+fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
+    let report = Report::new()?;
+    let mut held = Vec::new();
+    let mut steps = vec![Step::ClearUmask];
+    let mut clone = CloneRequest { namespaces: 0, sibling: request.reaper == Reaper::CallersParent, cgroup: None };
+    if let Some(cgroup) = request.cgroup {
+        crate::compile::enter_cgroup(cgroup, &mut clone, &mut steps, &mut held)?;
+    }
+    let name = "the container's namespaces".to_string();
+    steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds: NAMESPACES, name });
+    steps.push(Step::NewSession);
+    process::streams(request.stdio, &mut steps, &mut held)?;
+    let mut process = request.process.clone();
+    if let Some(mut capabilities) = process.capabilities().clone() {
+        capabilities.set_inheritable(None).set_ambient(None);
+        process.set_capabilities(Some(capabilities));
+    }
+    let seccomp = request.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    process::finish(&process, seccomp, &report, &mut steps)?;
+    Ok(Plan { steps, clone, held, report })
+}
+
+impl From<crate::CgroupError> for StartError {
+    fn from(error: crate::CgroupError) -> StartError {
+        StartError::Plan(PlanError::Cgroup(error))
+    }
+}

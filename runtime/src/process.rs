@@ -1,0 +1,186 @@
+//! The last part of every plan: from a process inside its namespaces to the program that it was made for.
+//!
+//! Owns the order of limits, user, capabilities and seccomp, the same for a container's first process and for exec.
+//! Must not touch mounts or namespaces.
+
+use crate::capabilities;
+use crate::compile::PlanError;
+use crate::oci;
+use crate::plan::{Report, Stdio, above_standard};
+use crate::seccomp;
+use crate::spec::DEFAULT_PATH;
+use crate::step::{Command, Step};
+use crate::sys::StringList;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Makes a C string, or says where in the specification the NUL byte is.
+pub(crate) fn c_string(at: impl Into<String>, text: impl Into<Vec<u8>>) -> Result<CString, PlanError> {
+    CString::new(text).map_err(|error| {
+        let value = String::from_utf8_lossy(&error.into_vec()).into_owned();
+        PlanError::invalid(at, value, "must not contain a NUL byte")
+    })
+}
+
+/// Steps that give the standard streams.
+pub(crate) fn streams(stdio: Stdio, steps: &mut Vec<Step>, held: &mut Vec<OwnedFd>) -> Result<(), PlanError> {
+    for (onto, fd) in (0..).zip([stdio.stdin, stdio.stdout, stdio.stderr]) {
+        let fd = above_standard(fd).map_err(|error| PlanError::Descriptor(Box::new(error)))?;
+        steps.push(Step::StandardStream { from: fd.as_raw_fd(), onto });
+        held.push(fd);
+    }
+    Ok(())
+}
+
+/// Steps from a closed-off process to its program. Everything before runs with the caller's rights.
+pub(crate) fn finish(
+    process: &oci::Process,
+    seccomp: Option<&oci::LinuxSeccomp>,
+    report: &Report,
+    steps: &mut Vec<Step>,
+) -> Result<(), PlanError> {
+    if process.terminal() == Some(true) {
+        steps.push(Step::TakeTerminal);
+    }
+    steps.push(Step::CloseDescriptors { keep: report.write.as_raw_fd() });
+    limits(process, steps);
+    let cwd = process.cwd();
+    if !cwd.is_absolute() {
+        return Err(PlanError::invalid("process.cwd", cwd.display().to_string(), "must be an absolute path"));
+    }
+    steps.push(Step::WorkingFolder { path: c_string("process.cwd", cwd.as_os_str().as_encoded_bytes())? });
+
+    let filters = seccomp.map(seccomp::compile).transpose()?.map(|filters| Step::Seccomp { filters });
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    let command = Step::Execute { command: command(process)? };
+    let mut filters = filters.into_iter();
+    if !no_new_privileges {
+        // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
+        steps.extend(filters.by_ref());
+    }
+    credentials(process, steps)?;
+    steps.push(Step::Umask { mask: process.user().umask().unwrap_or(0o022) & 0o777 });
+    steps.push(Step::ResetSignals);
+    if no_new_privileges {
+        steps.push(Step::NoNewPrivileges);
+        // As late as possible: the fewer system calls follow, the fewer must be allowed.
+        steps.extend(filters);
+    }
+    steps.push(command);
+    Ok(())
+}
+
+fn limits(process: &oci::Process, steps: &mut Vec<Step>) {
+    for limit in process.rlimits().iter().flatten() {
+        steps.push(Step::ResourceLimit {
+            name: limit.typ().to_string(),
+            resource: resource(limit.typ()),
+            soft: limit.soft(),
+            hard: limit.hard(),
+        });
+    }
+}
+
+fn resource(kind: oci::PosixRlimitType) -> u32 {
+    use oci::PosixRlimitType as Kind;
+    // The type of libc's constants differs between C libraries.
+    #[allow(clippy::unnecessary_cast)]
+    (match kind {
+        Kind::RlimitCpu => libc::RLIMIT_CPU as u32,
+        Kind::RlimitFsize => libc::RLIMIT_FSIZE as u32,
+        Kind::RlimitData => libc::RLIMIT_DATA as u32,
+        Kind::RlimitStack => libc::RLIMIT_STACK as u32,
+        Kind::RlimitCore => libc::RLIMIT_CORE as u32,
+        Kind::RlimitRss => libc::RLIMIT_RSS as u32,
+        Kind::RlimitNproc => libc::RLIMIT_NPROC as u32,
+        Kind::RlimitNofile => libc::RLIMIT_NOFILE as u32,
+        Kind::RlimitMemlock => libc::RLIMIT_MEMLOCK as u32,
+        Kind::RlimitAs => libc::RLIMIT_AS as u32,
+        Kind::RlimitLocks => libc::RLIMIT_LOCKS as u32,
+        Kind::RlimitSigpending => libc::RLIMIT_SIGPENDING as u32,
+        Kind::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE as u32,
+        Kind::RlimitNice => libc::RLIMIT_NICE as u32,
+        Kind::RlimitRtprio => libc::RLIMIT_RTPRIO as u32,
+        Kind::RlimitRttime => libc::RLIMIT_RTTIME as u32,
+    })
+}
+
+fn credentials(process: &oci::Process, steps: &mut Vec<Step>) -> Result<(), PlanError> {
+    let none = oci::LinuxCapabilities::default();
+    let asked = process.capabilities().as_ref();
+    let available = capabilities::available()?;
+    let bits = |name: &str, set: Option<&oci::Capabilities>| {
+        let wanted = capabilities::bits(set).map_err(|capability| {
+            PlanError::invalid(format!("process.capabilities.{name}"), capability, "is not known")
+        })?;
+        // A privileged container asks for everything; what this process does not have nobody can hand on.
+        if wanted & !available != 0 {
+            log::warn!("capabilities {:#x} of {name} are not available here and are left out", wanted & !available);
+        }
+        Ok::<u64, PlanError>(wanted & available)
+    };
+    // A process section without capabilities gets none at all.
+    let mut sets = [0_u64; 5];
+    if let Some(asked) = asked.filter(|asked| **asked != none) {
+        sets = [
+            bits("bounding", asked.bounding().as_ref())?,
+            bits("effective", asked.effective().as_ref())?,
+            bits("permitted", asked.permitted().as_ref())?,
+            bits("inheritable", asked.inheritable().as_ref())?,
+            bits("ambient", asked.ambient().as_ref())?,
+        ];
+    }
+    let [keep, effective, permitted, inheritable, ambient] = sets;
+    if effective & !permitted != 0 {
+        let value = format!("{:#x}", effective & !permitted);
+        return Err(PlanError::invalid("process.capabilities.effective", value, "must be within permitted"));
+    }
+    if ambient & !(permitted & inheritable) != 0 {
+        let value = format!("{:#x}", ambient & !(permitted & inheritable));
+        let reason = "must be within permitted and inheritable";
+        return Err(PlanError::invalid("process.capabilities.ambient", value, reason));
+    }
+    steps.push(Step::BoundingSet { keep });
+    let user = process.user();
+    for (name, id) in [("uid", user.uid()), ("gid", user.gid())] {
+        if id == u32::MAX {
+            return Err(PlanError::invalid(format!("process.user.{name}"), id.to_string(), "is not a valid id"));
+        }
+    }
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    steps.push(Step::User { user: user.uid(), group: user.gid(), groups });
+    steps.push(Step::Capabilities { effective, permitted, inheritable, ambient });
+    Ok(())
+}
+
+/// Prepares the program with every place where it may be.
+fn command(process: &oci::Process) -> Result<Command, PlanError> {
+    let no_arguments = Vec::new();
+    let arguments = process.args().as_ref().unwrap_or(&no_arguments);
+    let Some(name) = arguments.first().filter(|name| !name.is_empty()) else {
+        return Err(PlanError::invalid("process.args", format!("{arguments:?}"), "must name a program"));
+    };
+    let environment = process.env().as_deref().unwrap_or_default();
+    let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let mut candidates = Vec::new();
+    if name.contains('/') {
+        candidates.push(c_string("process.args[0]", name.as_str())?);
+    } else {
+        for folder in path.split(':') {
+            // An empty part of PATH means the working folder.
+            let folder = if folder.is_empty() { "." } else { folder };
+            candidates.push(c_string("process.env PATH", format!("{}/{name}", folder.trim_end_matches('/')))?);
+        }
+    }
+    let strings = |at: &str, list: &[String]| {
+        let each = list.iter().enumerate().map(|(index, text)| c_string(format!("{at}[{index}]"), text.as_str()));
+        Ok::<StringList, PlanError>(StringList::new(each.collect::<Result<_, _>>()?))
+    };
+    Ok(Command {
+        name: name.clone(),
+        search: if name.contains('/') { String::new() } else { path.into() },
+        candidates,
+        arguments: strings("process.args", arguments)?,
+        environment: strings("process.env", environment)?,
+    })
+}

@@ -1,0 +1,6 @@
+//! Tests on the real kernel: containers of busybox, started, looked at from inside, and gone without a trace.
+//!
+//! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
+
+mod containers;
+mod support;

@@ -1,0 +1,140 @@
+//! What the tests share: a root folder with busybox, and running a command in a container.
+//!
+//! Owns temporary folders and cgroups and cleans them up. Must not judge results.
+
+use crate::{Cgroup, Exit, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, default_spec, oci, wait};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Says why the test cannot run here, if so.
+pub(super) fn cannot_run() -> bool {
+    let reason = if !rustix::process::geteuid().is_root() {
+        "needs root"
+    } else if !Path::new("/bin/busybox").exists() {
+        "needs /bin/busybox of busybox-static"
+    } else if crate::host_cgroups().is_err() {
+        "needs a cgroup filesystem"
+    } else {
+        return false;
+    };
+    println!("skipped: {reason}");
+    true
+}
+
+/// A folder with a busybox root and the folders of an overlay.
+pub(super) struct Ground {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) extra_lower: Vec<PathBuf>,
+    pub(super) network: Option<OwnedFd>,
+    pub(super) reaper: Reaper,
+}
+
+/// What a command left: how it ended and what it printed.
+pub(super) struct Outcome {
+    pub(super) exit: Exit,
+    pub(super) output: String,
+}
+
+impl Ground {
+    pub(super) fn new() -> Ground {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["root/bin", "root/etc", "upper", "work"] {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", folder.path().join("root/bin/busybox")).unwrap();
+        std::os::unix::fs::symlink("busybox", folder.path().join("root/bin/sh")).unwrap();
+        Ground { folder, cgroup: None, extra_lower: Vec::new(), network: None, reaper: Reaper::Caller }
+    }
+
+    pub(super) fn with_cgroup(limits: &Limits) -> Ground {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("skeg-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut ground = Ground::new();
+        ground.cgroup = Some(Cgroup::create(&name, limits).unwrap());
+        ground
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(super) fn root(&self) -> Root {
+        let mut lower = self.extra_lower.clone();
+        lower.push(self.path("root"));
+        Root::Overlay { lower, upper: self.path("upper"), work: self.path("work") }
+    }
+
+    pub(super) fn plan(&self, spec: &oci::Spec) -> Result<(Plan, File), StartError> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let stdio =
+            Stdio { stdin: File::open("/dev/null").unwrap().into(), stdout: write.try_clone().unwrap(), stderr: write };
+        let root = self.root();
+        let request = Request {
+            spec,
+            root: &root,
+            cgroup: self.cgroup.as_ref(),
+            network: self.network.as_ref().map(std::os::fd::AsFd::as_fd),
+            stdio,
+            reaper: self.reaper,
+        };
+        Ok((Plan::compile(request)?, File::from(read)))
+    }
+
+    pub(super) fn start(&self, spec: &oci::Spec) -> Result<(Started, File), StartError> {
+        let (plan, output) = self.plan(spec)?;
+        Ok((plan.start()?, output))
+    }
+
+    pub(super) fn run_spec(&self, spec: &oci::Spec) -> Result<Outcome, StartError> {
+        let (started, mut output) = self.start(spec)?;
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        Ok(Outcome { exit: wait(&started).unwrap(), output: text })
+    }
+
+    /// Runs a shell line under the default specification.
+    pub(super) fn run(&self, line: &str) -> Outcome {
+        self.run_spec(&shell(line)).unwrap()
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill().unwrap();
+            cgroup.remove().unwrap();
+        }
+    }
+}
+
+/// The default specification with a shell line as its program.
+pub(super) fn shell(line: &str) -> oci::Spec {
+    with_arguments(&["/bin/busybox", "sh", "-c", line])
+}
+
+/// The default specification with these arguments.
+pub(super) fn with_arguments(arguments: &[&str]) -> oci::Spec {
+    change_process(default_spec(), |process| {
+        process.set_args(Some(arguments.iter().map(ToString::to_string).collect()));
+    })
+}
+
+/// Changes the process section.
+pub(super) fn change_process(mut spec: oci::Spec, change: impl FnOnce(&mut oci::Process)) -> oci::Spec {
+    let mut process = spec.process().clone().unwrap();
+    change(&mut process);
+    spec.set_process(Some(process));
+    spec
+}
+
+/// Changes the Linux section.
+pub(super) fn change_linux(mut spec: oci::Spec, change: impl FnOnce(&mut oci::Linux)) -> oci::Spec {
+    let mut linux = spec.linux().clone().unwrap();
+    change(&mut linux);
+    spec.set_linux(Some(linux));
+    spec
+}
