@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+pub mod appliance;
 mod apply;
 pub mod async_fd;
 mod commands;
@@ -13,6 +14,7 @@ mod convert;
 mod core;
 #[allow(dead_code)]
 pub mod hold;
+pub mod init;
 mod journal;
 mod link;
 mod local;
@@ -45,6 +47,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Starts the agent and keeps what it must not lose; the first process of a board
+    Init {
+        /// Configuration file
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
     /// Keeps the device as its manifest says; started by init
     Agent {
         /// Configuration file
@@ -124,7 +132,11 @@ impl Place {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    match run(Arguments::parse().command) {
+    // The kernel starts `/init` with words of its own command line, which are not ours.
+    let first = std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init");
+    let command =
+        if first { Command::Init { config: config::DEFAULT_PATH.into() } } else { Arguments::parse().command };
+    match run(command) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -135,6 +147,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<i32> {
     match command {
+        Command::Init { config } => init::run(&config).map(|()| 0),
         Command::Agent { config } => {
             let config = Config::load(&config)?;
             in_runtime(async { agent::run(config).await.map(|()| 0) })
