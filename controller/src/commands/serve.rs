@@ -1,0 +1,136 @@
+//! `skeg serve`: puts the parts together and runs them until a signal.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::kubeconfig;
+use crate::app::App;
+use crate::data::Data;
+use crate::link::{Hub, mark_all_unknown};
+use crate::registry::Registry;
+use crate::server::{Server, reachable};
+use crate::store::{Database, Guard, Key, Store, StoreError};
+use crate::tls::{Authority, Identity, names};
+use crate::{manager, secret, time};
+
+/// Runs the controller.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Serve {
+    /// Folder for everything that the controller keeps
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// Address and port to listen on; port 0 takes any free one
+    #[arg(long, default_value = "0.0.0.0:7443")]
+    pub(crate) listen: SocketAddr,
+    /// Name or address by which people reach this controller; may be given several times, the first goes into
+    /// admin.kubeconfig
+    #[arg(long)]
+    pub(crate) name: Vec<String>,
+    /// Registry (host or host:port) that is asked without TLS when images are looked up; may be given several times
+    #[arg(long)]
+    pub(crate) plain_http_registry: Vec<String>,
+}
+
+/// A controller that listens and does not serve yet.
+pub(crate) struct Ready {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    pub(crate) app: Arc<App>,
+    listener: TcpListener,
+    server: Server,
+    nudges: mpsc::UnboundedReceiver<manager::Nudge>,
+}
+
+/// Opens the folder and the port. The controller stops when `stopping` becomes true.
+pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) -> Result<Ready> {
+    let data = Data::open(&options.data)?;
+    let store = Arc::new(Database::open(&data.path("store.redb"))?);
+    let (identity, authority) = (Identity::load(&data)?, Authority::load(&data)?);
+    let token = data.get_or_make("admin.token", || Ok(secret::random_word(40)?.into_bytes()))?;
+    let admin_token = String::from_utf8(token).context("admin.token is no text")?.trim().to_owned();
+    make_default_namespace(store.as_ref())?;
+    mark_all_unknown(store.as_ref())?;
+    let listener =
+        TcpListener::bind(options.listen).await.with_context(|| format!("cannot listen on {}", options.listen))?;
+    let address = listener.local_addr()?;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_lowercase());
+    let https = authority.https_config(names(&options.name, address.ip(), host))?;
+    let public = options.name.first().cloned().unwrap_or_else(|| reachable(address.ip()).to_string());
+    let url = match public.contains(':') {
+        true => format!("https://[{public}]:{}", address.port()),
+        false => format!("https://{public}:{}", address.port()),
+    };
+    let kubeconfig = kubeconfig::render(&url, &authority.ca_pem, &admin_token);
+    data.write("admin.kubeconfig", kubeconfig.as_bytes())?;
+    let (nudge, nudges) = mpsc::unbounded_channel();
+    let app = Arc::new(App {
+        registry: Registry::open(&data.registry(), store.clone())?,
+        store,
+        hub: Hub::default(),
+        plain_http: options.plain_http_registry.clone(),
+        admin_token,
+        public_key: identity.public,
+        nudges: nudge,
+        stopping,
+    });
+    let server = Server { app: app.clone(), device: identity.device_config()?, https };
+    Ok(Ready { address, app, listener, server, nudges })
+}
+
+impl Ready {
+    /// Serves until the controller stops.
+    pub(crate) async fn run(self) {
+        let manager = tokio::spawn(manager::run(self.app, self.nudges));
+        self.server.run(self.listener).await;
+        if let Err(error) = manager.await {
+            log::error!("the manager failed: {error}");
+        }
+    }
+}
+
+fn make_default_namespace(store: &dyn Store) -> Result<()> {
+    let namespace = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {
+            "name": "default", "uid": uuid::Uuid::new_v4().to_string(),
+            "creationTimestamp": time::text(time::now()),
+            "labels": {"kubernetes.io/metadata.name": "default"},
+        },
+        "spec": {}, "status": {"phase": "Active"},
+    });
+    match store.put(&Key::new("Namespace", "", "default"), namespace, Guard::Absent) {
+        Ok(_) | Err(StoreError::Exists(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs the controller until SIGTERM or SIGINT.
+pub(crate) async fn run(options: &Serve) -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stop, stopping) = watch::channel(false);
+    let ready = prepare(options, stopping).await?;
+    {
+        use std::io::Write;
+        let mut out = std::io::stdout();
+        // Whoever started the controller may not listen.
+        let _ = writeln!(out, "listening on {}", ready.address).and_then(|()| out.flush());
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        log::info!("stopping");
+        let _ = stop.send(true);
+    });
+    ready.run().await;
+    Ok(())
+}

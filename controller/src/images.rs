@@ -1,0 +1,178 @@
+//! What an image reference means: the digest in the controller's own registry, or else in the registry that the
+//! reference names. Every answer, good or bad, is remembered for as long as a pod needs it.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use skeg_images::{Client, Endpoint, Reference};
+use skeg_protocol::Digest;
+use skeg_protocol::manifest::{Image, ImageSource};
+
+use crate::store::{Database, StoreError};
+
+/// First wait after a failure; it doubles up to [`LONGEST`].
+const FIRST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Looks a reference up in the controller's own registry: under the name as written and, for a name without a
+/// host and a folder, under `library/`.
+pub(crate) fn own(database: &Database, reference: &str) -> Result<Option<Image>, StoreError> {
+    let Ok(parsed) = reference.parse::<Reference>() else { return Ok(None) };
+    let mut names = vec![parsed.written().to_owned()];
+    if !parsed.written().contains('/') {
+        names.push(format!("library/{}", parsed.written()));
+    }
+    for repository in names {
+        let found = match (parsed.digest(), parsed.tag()) {
+            (Some(digest), _) => {
+                let media_type = database.content(&repository, &digest.0)?;
+                media_type.filter(|media_type| !media_type.is_empty()).map(|_| digest.0)
+            }
+            (None, tag) => database.tag(&repository, tag.unwrap_or("latest"))?,
+        };
+        if let Some(digest) = found {
+            let source = ImageSource::Controller(repository);
+            return Ok(Some(Image { reference: reference.to_owned(), digest: Digest(digest), source }));
+        }
+    }
+    Ok(None)
+}
+
+/// Asks the registry that a reference names. Those in `plain_http` are spoken to without TLS.
+///
+/// # Errors
+/// Why the reference means nothing, for people.
+pub(crate) async fn remote(reference: &str, plain_http: &[String]) -> Result<Image, String> {
+    let known = |digest: skeg_images::Digest| Image {
+        reference: reference.to_owned(),
+        digest: Digest(digest.0),
+        source: ImageSource::Registry,
+    };
+    let parsed: Reference = reference.parse().map_err(|error: skeg_images::ReferenceError| error.to_string())?;
+    if let Some(digest) = parsed.digest() {
+        return Ok(known(*digest));
+    }
+    let failed = |error: &dyn std::error::Error| {
+        let mut text = format!("{reference:?} is not in the controller's registry, and {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    };
+    let plain = plain_http.iter().any(|host| host == parsed.registry());
+    let endpoint = Endpoint::for_registry(parsed.registry(), plain).map_err(|error| failed(&error))?;
+    let tag = parsed.tag().unwrap_or("latest");
+    Client::new(endpoint).resolve(parsed.repository(), tag).await.map(known).map_err(|error| failed(&error))
+}
+
+/// Where the resolution of one pod's reference stands.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// A registry is being asked.
+    Asking,
+    /// It is known.
+    Known(Image),
+    /// It failed; it is tried again at `again`.
+    Failed {
+        /// What went wrong.
+        message: String,
+        /// How often in a row.
+        attempts: u32,
+        /// When to try again.
+        again: Instant,
+    },
+}
+
+/// Answers by (pod uid, reference).
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    known: HashMap<(String, String), (Standing, u32)>,
+}
+
+impl Answers {
+    /// Where a reference stands; `None` when it must be asked for now.
+    pub(crate) fn standing(&self, uid: &str, reference: &str, now: Instant) -> Option<&Standing> {
+        match self.known.get(&(uid.to_owned(), reference.to_owned())) {
+            Some((Standing::Failed { again, .. }, _)) if *again <= now => None,
+            other => other.map(|(standing, _)| standing),
+        }
+    }
+
+    /// How often this reference failed in a row, and why the last time; for while it is asked for again.
+    pub(crate) fn failures(&self, uid: &str, reference: &str) -> u32 {
+        self.known.get(&(uid.to_owned(), reference.to_owned())).map_or(0, |(_, failures)| *failures)
+    }
+
+    /// Notes that a registry is being asked.
+    pub(crate) fn asking(&mut self, uid: &str, reference: &str) {
+        let failures = self.failures(uid, reference);
+        self.known.insert((uid.to_owned(), reference.to_owned()), (Standing::Asking, failures));
+    }
+
+    /// Notes an answer.
+    pub(crate) fn answered(&mut self, uid: &str, reference: &str, answer: Result<Image, String>, now: Instant) {
+        let entry = match answer {
+            Ok(image) => (Standing::Known(image), 0),
+            Err(message) => {
+                let attempts = self.failures(uid, reference) + 1;
+                let wait = (FIRST * 2u32.saturating_pow(attempts.min(8) - 1)).min(LONGEST);
+                (Standing::Failed { message, attempts, again: now + wait }, attempts)
+            }
+        };
+        self.known.insert((uid.to_owned(), reference.to_owned()), entry);
+    }
+
+    /// Forgets pods that are gone.
+    pub(crate) fn retain(&mut self, uids: &HashSet<String>) {
+        self.known.retain(|(uid, _), _| uids.contains(uid));
+    }
+
+    /// Lets every failure be tried again at once.
+    pub(crate) fn forget_failures(&mut self) {
+        self.known.retain(|_, (standing, _)| !matches!(standing, Standing::Failed { .. }));
+    }
+
+    /// When the next failure is tried again.
+    pub(crate) fn next_retry(&self) -> Option<Instant> {
+        let times = self.known.values().filter_map(|(standing, _)| match standing {
+            Standing::Failed { again, .. } => Some(*again),
+            _ => None,
+        });
+        times.min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_registry_is_asked_by_name_and_library_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&folder.path().join("store.redb")).unwrap();
+        database.add_content("library/nginx", &[3; 32], "application/json", Some("1")).unwrap();
+        let image = own(&database, "nginx:1").unwrap().unwrap();
+        assert_eq!(image.source, ImageSource::Controller("library/nginx".to_owned()));
+        assert_eq!(image.digest, Digest([3; 32]));
+        let by_digest = own(&database, &format!("nginx@{}", Digest([3; 32]))).unwrap();
+        assert!(by_digest.is_some());
+        assert_eq!(own(&database, "nginx").unwrap(), None);
+        assert_eq!(own(&database, "a/nginx:1").unwrap(), None);
+    }
+
+    #[test]
+    fn failures_wait_longer_each_time() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            answers.asking("u", "x");
+            answers.answered("u", "x", Err("no".to_owned()), now);
+            waits.push((answers.next_retry().unwrap() - now).as_secs());
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
+        assert!(answers.standing("u", "x", now).is_some());
+        assert!(answers.standing("u", "x", now + LONGEST).is_none());
+    }
+}

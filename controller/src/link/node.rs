@@ -1,0 +1,123 @@
+//! The Node objects of devices: made when a device comes in, changed only when the link's state or the device's
+//! facts change, never by a heartbeat.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+use skeg_protocol::message::NodeInfo;
+
+use crate::app::App;
+use crate::link::Command;
+use crate::manager::Nudge;
+use crate::pods::conditions;
+use crate::store::{Guard, Key, Store, StoreError, update};
+use crate::time;
+
+/// Key of a node's object.
+fn key(name: &str) -> Key {
+    Key::new("Node", "", name)
+}
+
+fn ready(object: &Value, status: &str, reason: &str, message: &str) -> Value {
+    let mut all = conditions(object, time::now(), &[("Ready", status == "True", reason, message)]);
+    let mut condition = all.remove(0);
+    if status == "Unknown" {
+        // `conditions` knows true and false only: the time is kept when it was unknown before.
+        let old = object["status"]["conditions"].as_array().and_then(|old| old.first()).cloned().unwrap_or_default();
+        if old["status"] == "Unknown" {
+            condition["lastTransitionTime"] = old["lastTransitionTime"].clone();
+        }
+        condition["status"] = json!("Unknown");
+    }
+    json!([condition])
+}
+
+/// Notes that a device is connected, and what it says about itself.
+pub(super) fn connected(store: &dyn Store, name: &str, info: &NodeInfo, peer: IpAddr) -> Result<(), StoreError> {
+    let fresh = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "uid": uuid::Uuid::new_v4().to_string(),
+            "creationTimestamp": time::text(time::now()),
+            "labels": {},
+        },
+        "spec": {},
+        "status": {},
+    });
+    match store.put(&key(name), fresh, Guard::Absent) {
+        Ok(_) | Err(StoreError::Exists(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let address = info.address.unwrap_or(peer);
+    let (cpu, memory) = (info.cpus.to_string(), format!("{}Ki", info.memory_bytes / 1024));
+    let resources = json!({"cpu": cpu, "memory": memory, "pods": skeg_protocol::limits::MAX_PODS.to_string()});
+    update(store, &key(name), |node| {
+        for (label, value) in [
+            ("kubernetes.io/arch", info.arch.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/hostname", name),
+        ] {
+            node["metadata"]["labels"][label] = json!(value);
+        }
+        let conditions = ready(node, "True", "DeviceConnected", "the device is connected");
+        node["status"] = json!({
+            "addresses": [
+                {"type": "InternalIP", "address": address.to_string()},
+                {"type": "Hostname", "address": name},
+            ],
+            "allocatable": resources.clone(),
+            "capacity": resources.clone(),
+            "conditions": conditions,
+            "nodeInfo": {
+                "architecture": info.arch.as_str(),
+                "bootID": info.boot.to_string(),
+                "containerRuntimeVersion": format!("skeg://{}", info.agent),
+                "kernelVersion": info.kernel.as_str(),
+                "kubeletVersion": info.agent.as_str(),
+                "kubeProxyVersion": "",
+                "machineID": "",
+                "operatingSystem": "linux",
+                "osImage": info.os.as_str(),
+                "systemUUID": "",
+            },
+        });
+    })?;
+    Ok(())
+}
+
+/// Notes that a device is not connected any more, and why. Its pods stay as they were: silence is normal.
+pub(super) fn disconnected(store: &dyn Store, name: &str, why: &str) -> Result<(), StoreError> {
+    update(store, &key(name), |node| {
+        node["status"]["conditions"] = ready(node, "Unknown", "DeviceDisconnected", why);
+    })?;
+    Ok(())
+}
+
+/// Notes at the controller's start that no device is connected yet.
+pub(crate) fn mark_all_unknown(store: &dyn Store) -> Result<(), StoreError> {
+    for node in store.list("Node", None)?.items {
+        if let Some(name) = node["metadata"]["name"].as_str().filter(|_| crate::schedule::is_ready(&node)) {
+            disconnected(store, name, "the controller was started again and the device is not back yet")?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets a node: its object, its key, its manifests and its pods. A device that is connected is cut off.
+pub(crate) fn forget(app: &App, name: &str) -> Result<Value, StoreError> {
+    let node = app.store.remove(&key(name))?;
+    app.store.forget_key(name)?;
+    app.hub.send(name, Command::Close("the node was deleted and its key forgotten"));
+    app.store.forget_manifests(name)?;
+    for pod in app.store.list("Pod", None)?.items.iter().filter(|pod| pod["spec"]["nodeName"] == name) {
+        let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default().to_owned();
+        match app.store.remove(&Key::new("Pod", &text("namespace"), &text("name"))) {
+            Ok(_) | Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    app.nudge(Nudge::Look);
+    Ok(node)
+}

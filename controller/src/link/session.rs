@@ -1,0 +1,479 @@
+//! One device's connection, from Hello to its end.
+//!
+//! ```text
+//! Hello ─▶ admission ─▶ Welcome ─▶ difference of manifests ─▶ Held
+//!                                  StatusUpdate ─▶ pods' status in the store
+//!                                  streams ◀─▶ pipes
+//! ```
+//! A writer task of its own keeps a slow device from holding up what it says itself; what waits for it is bounded.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use skeg_protocol::limits::{MAX_CONTAINERS, MAX_PODS, MAX_TEXT};
+use skeg_protocol::message::{Held, Hello, StatusUpdate, StreamData, StreamEnd, StreamRequest, Welcome};
+use skeg_protocol::{Connection, LinkError, Message, PodStatus, Uid};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
+
+use super::admission::{Admitted, admit};
+use super::hub::Command;
+use super::node;
+use super::pipe::Pipe;
+use crate::app::App;
+use crate::compile::difference;
+use crate::manager::Nudge;
+use crate::pods::from_device;
+use crate::store::{Key, Key32, Store, StoreError, update};
+use crate::time;
+
+/// Seconds between a device's heartbeats.
+const HEARTBEAT_SECONDS: u16 = 15;
+/// Bytes that may wait for a slow device before nothing more is read from it.
+const MAX_BACKLOG: usize = 512 * 1024;
+/// Frames of a manifest are encoded only while fewer bytes wait.
+const SMALL_BACKLOG: usize = 64 * 1024;
+
+/// Why a session ended.
+#[derive(Debug, Error)]
+enum End {
+    #[error("the device closed the connection")]
+    Closed,
+    #[error("the connection failed: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("{0}")]
+    Asked(&'static str),
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("the device broke a rule: {0}")]
+    Rule(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Serves a device that has proved to hold `key` until the connection ends, and says once why it did.
+pub(crate) async fn serve<S>(app: Arc<App>, key: Key32, peer: IpAddr, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (reader, writer) = tokio::io::split(stream);
+    let (output, queue) = mpsc::channel(1);
+    let writer = tokio::spawn(write(writer, queue));
+    let mut link = Link {
+        reader,
+        output: Some(output),
+        connection: Connection::controller(Duration::ZERO),
+        began: Instant::now(),
+        buffer: vec![0; 16 * 1024],
+    };
+    let end = match link.hello(&app, &key).await {
+        Err(end) => {
+            log::warn!("device at {peer}: {end}");
+            end
+        }
+        Ok((admitted, hello)) => attend(&app, &mut link, admitted, hello, peer).await,
+    };
+    link.flush().await;
+    // The writer ends when its queue does. A device that does not read is cut off by the timeout.
+    link.output = None;
+    let abort = writer.abort_handle();
+    if tokio::time::timeout(Duration::from_secs(5), writer).await.is_err() {
+        abort.abort();
+    }
+    drop(end);
+}
+
+async fn write(mut writer: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Vec<u8>>) -> std::io::Result<()> {
+    while let Some(bytes) = queue.recv().await {
+        writer.write_all(&bytes).await?;
+        writer.flush().await?;
+    }
+    writer.shutdown().await
+}
+
+/// The session of an admitted device, in its node's name.
+async fn attend<R: AsyncRead + Unpin>(
+    app: &Arc<App>,
+    link: &mut Link<R>,
+    admitted: Admitted,
+    hello: Hello,
+    peer: IpAddr,
+) -> End {
+    let node = admitted.node;
+    let (id, commands) = app.hub.join(&node);
+    let how = if admitted.new { "enrolled and connected" } else { "connected" };
+    log::info!("node {node} {how} from {peer}, holding revision {}", hello.held.revision);
+    let host_ip = hello.node.address.unwrap_or(peer).to_string();
+    let mut session = Session {
+        app: app.clone(),
+        node: node.clone(),
+        id,
+        host_ip,
+        held: hello.held,
+        in_flight: None,
+        refused: None,
+        outbox: VecDeque::new(),
+        reported: None,
+        pipes: HashMap::new(),
+    };
+    let end = match session.begin(&hello, peer) {
+        Ok(()) => session.run(link, commands).await.err().unwrap_or(End::Closed),
+        Err(end) => end,
+    };
+    for pipe in session.pipes.into_values() {
+        pipe.end(StreamEnd::Failed(format!("the link to node {node} ended: {end}")));
+    }
+    if app.hub.leave(&node, id)
+        && let Err(error) = node::disconnected(app.store.as_ref(), &node, &end.to_string())
+    {
+        log::error!("node {node}: cannot note that it left: {error}");
+    }
+    match end {
+        End::Closed | End::Asked(_) => log::info!("node {node} left: {end}"),
+        _ => log::warn!("node {node} left: {end}"),
+    }
+    end
+}
+
+/// The bytes' side of a session.
+struct Link<R> {
+    reader: R,
+    output: Option<mpsc::Sender<Vec<u8>>>,
+    connection: Connection,
+    began: Instant,
+    buffer: Vec<u8>,
+}
+
+/// What a session wakes up for.
+enum Wake {
+    Received,
+    Command(Command),
+    Tick,
+    Stop,
+    Sent,
+}
+
+impl<R: AsyncRead + Unpin> Link<R> {
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Waits for bytes, room to write, a command or the deadline.
+    async fn wait(&mut self, app: &App, commands: Option<&mut mpsc::UnboundedReceiver<Command>>) -> Result<Wake, End> {
+        let deadline = self.connection.deadline().unwrap_or(Duration::MAX);
+        let sleep = tokio::time::sleep(deadline.saturating_sub(self.now()));
+        let (backlog, output) = (self.connection.backlog(), self.output.as_ref());
+        let command = async {
+            match commands {
+                Some(commands) => commands.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let room = async {
+            match output {
+                Some(output) => output.reserve().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            command = command => Ok(Wake::Command(command.unwrap_or(Command::Close("the controller stops")))),
+            permit = room, if backlog > 0 => {
+                let permit = permit.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
+                let now = self.began.elapsed();
+                permit.send(self.connection.output(now));
+                Ok(Wake::Sent)
+            }
+            count = self.reader.read(&mut self.buffer), if backlog < MAX_BACKLOG => {
+                let count = count?;
+                if count == 0 {
+                    return Err(End::Closed);
+                }
+                let now = self.began.elapsed();
+                self.connection.receive(&self.buffer[..count], now);
+                Ok(Wake::Received)
+            }
+            () = sleep => {
+                let now = self.began.elapsed();
+                self.connection.tick(now)?;
+                Ok(Wake::Tick)
+            }
+            () = app.stopped() => Ok(Wake::Stop),
+        }
+    }
+
+    /// Waits for the Hello and answers it.
+    async fn hello(&mut self, app: &App, key: &Key32) -> Result<(Admitted, Hello), End> {
+        loop {
+            if let Some(Message::Hello(hello)) = self.connection.next()? {
+                return match admit(&app.store, key, &hello)? {
+                    Ok(admitted) => {
+                        self.connection.welcome(Welcome {
+                            version: admitted.version,
+                            heartbeat_seconds: HEARTBEAT_SECONDS,
+                            time: time::now().as_millisecond(),
+                        })?;
+                        Ok((admitted, hello))
+                    }
+                    Err(reject) => {
+                        let end = End::Refused(format!("node {}: {}", hello.node.name, reject.message));
+                        self.connection.reject(reject)?;
+                        Err(end)
+                    }
+                };
+            }
+            if let Wake::Stop = self.wait(app, None).await? {
+                return Err(End::Asked("the controller stops"));
+            }
+        }
+    }
+
+    /// Hands what is left to the writer.
+    async fn flush(&mut self) {
+        let now = self.now();
+        let rest = self.connection.output(now);
+        if let Some(output) = self.output.as_ref().filter(|_| !rest.is_empty()) {
+            // The writer may have failed; then nobody is there to read it either.
+            let _ = tokio::time::timeout(Duration::from_secs(5), output.send(rest)).await;
+        }
+    }
+}
+
+/// The meaning's side of a session.
+struct Session {
+    app: Arc<App>,
+    node: String,
+    id: u64,
+    host_ip: String,
+    held: Held,
+    /// Revision that was sent and not answered yet.
+    in_flight: Option<u64>,
+    /// Revision that the device refused, and whether it was sent whole.
+    refused: Option<(u64, bool)>,
+    /// Frames of a manifest that are not encoded yet.
+    outbox: VecDeque<Message>,
+    /// Pods that the device says it has; `None` until its first full report.
+    reported: Option<BTreeSet<Uid>>,
+    pipes: HashMap<u32, Arc<Pipe>>,
+}
+
+impl Session {
+    /// Notes the connection in the store, and sees to it that revisions go on above what the device holds.
+    fn begin(&mut self, hello: &Hello, peer: IpAddr) -> Result<(), End> {
+        node::connected(self.app.store.as_ref(), &self.node, &hello.node, peer)?;
+        let newest = self.app.store.newest_manifest(&self.node)?;
+        if newest.manifest.revision < self.held.revision {
+            self.app.store.advance_manifest(&self.node, newest.manifest.pods, self.held.revision)?;
+        }
+        self.app.nudge(Nudge::Look);
+        Ok(())
+    }
+
+    async fn run<R: AsyncRead + Unpin>(
+        &mut self,
+        link: &mut Link<R>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Result<(), End> {
+        self.offer()?;
+        loop {
+            while let Some(message) = link.connection.next()? {
+                self.take(&mut link.connection, message)?;
+            }
+            while link.connection.backlog() < SMALL_BACKLOG
+                && let Some(message) = self.outbox.pop_front()
+            {
+                link.connection.send(message)?;
+            }
+            match link.wait(&self.app, Some(&mut commands)).await? {
+                Wake::Command(command) => self.obey(&mut link.connection, command)?,
+                Wake::Stop => return Err(End::Asked("the controller stops")),
+                Wake::Received | Wake::Tick | Wake::Sent => {}
+            }
+        }
+    }
+
+    /// Sends the newest manifest unless the device has it or is at one already.
+    fn offer(&mut self) -> Result<(), End> {
+        if self.in_flight.is_some() {
+            return Ok(());
+        }
+        let newest = self.app.store.newest_manifest(&self.node)?;
+        let revision = newest.manifest.revision;
+        if (revision, newest.digest) == (self.held.revision, self.held.digest) {
+            return Ok(());
+        }
+        let whole = match self.refused {
+            Some((refused, whole)) if refused == revision && whole => return Ok(()),
+            Some((refused, _)) => refused == revision,
+            None => false,
+        };
+        let base = match self.held.revision {
+            0 => None,
+            _ if whole => None,
+            held => self.app.store.manifest(&self.node, held)?.filter(|base| base.digest == self.held.digest),
+        };
+        self.outbox = difference(base.as_ref().map(|base| &base.manifest), &newest).into();
+        self.in_flight = Some(revision);
+        self.refused = self.refused.filter(|_| whole).map(|_| (revision, true));
+        Ok(())
+    }
+
+    fn take(&mut self, connection: &mut Connection, message: Message) -> Result<(), End> {
+        match message {
+            Message::Held(held) => {
+                if self.in_flight != Some(held.revision) {
+                    return Err(End::Rule(format!("it holds revision {}, which it was not sent", held.revision)));
+                }
+                (self.held, self.in_flight, self.refused) = (held, None, None);
+                self.offer()?;
+                self.let_go()?;
+            }
+            Message::ManifestRefused(refusal) => {
+                log::warn!("node {} refused revision {}: {}", self.node, refusal.revision, refusal.message);
+                if self.in_flight.take() == Some(refusal.revision) {
+                    let whole = self.refused.is_some_and(|(revision, _)| revision == refusal.revision);
+                    self.refused = Some((refusal.revision, whole));
+                }
+                self.held = refusal.held;
+                self.offer()?;
+            }
+            Message::StatusUpdate(update) => self.status(update)?,
+            Message::StreamData(StreamData { id, bytes, .. }) => match self.pipes.get(&id) {
+                Some(pipe) => pipe.push(&bytes),
+                None => connection.consumed(id, bytes.len())?,
+            },
+            Message::StreamClose(close) => {
+                if let Some(pipe) = self.pipes.remove(&close.id) {
+                    pipe.end(close.end);
+                }
+            }
+            Message::StreamCredit(_) => {}
+            other => return Err(End::Rule(format!("a message of kind {} has no place here", other.kind()))),
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, connection: &mut Connection, command: Command) -> Result<(), End> {
+        match command {
+            Command::Manifest => {
+                self.offer()?;
+                self.let_go()?;
+            }
+            Command::Open(request, answer) => self.open(connection, request, answer),
+            Command::Consumed(id, bytes) => connection.consumed(id, bytes)?,
+            Command::Cancel(id) => {
+                self.pipes.remove(&id);
+                connection.close_stream(id, StreamEnd::Cancelled)?;
+            }
+            Command::Close(why) => return Err(End::Asked(why)),
+        }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        connection: &mut Connection,
+        request: StreamRequest,
+        answer: oneshot::Sender<Result<(u32, Arc<Pipe>), String>>,
+    ) {
+        let opened = connection.open_stream(request).map(|id| {
+            let pipe = Arc::new(Pipe::default());
+            self.pipes.insert(id, pipe.clone());
+            (id, pipe)
+        });
+        let id = opened.as_ref().ok().map(|(id, _)| *id);
+        if answer.send(opened.map_err(|error| error.to_string())).is_err()
+            && let Some(id) = id
+        {
+            // Whoever asked has gone.
+            self.pipes.remove(&id);
+            let _ = connection.close_stream(id, StreamEnd::Cancelled);
+        }
+    }
+
+    /// Writes what the device reports to its own pods; it has no say about others.
+    fn status(&mut self, report: StatusUpdate) -> Result<(), End> {
+        if report.pods.len() > MAX_PODS || report.removed.len() > 2 * MAX_PODS {
+            return Err(End::Rule(format!("a status of more than {MAX_PODS} pods")));
+        }
+        report.pods.iter().try_for_each(check)?;
+        // A connection that was replaced must not overwrite what the newer one says.
+        if !self.app.hub.is_current(&self.node, self.id) {
+            return Ok(());
+        }
+        if report.full {
+            self.reported = Some(BTreeSet::new());
+        }
+        let Some(reported) = &mut self.reported else {
+            return Err(End::Rule("a first status that is not full".to_owned()));
+        };
+        reported.extend(report.pods.iter().map(|pod| pod.uid));
+        reported.retain(|uid| !report.removed.contains(uid));
+        if reported.len() > 2 * MAX_PODS {
+            return Err(End::Rule(format!("a device with more than {} pods", 2 * MAX_PODS)));
+        }
+        let by_uid: HashMap<String, &PodStatus> = report.pods.iter().map(|pod| (pod.uid.to_string(), pod)).collect();
+        let now = time::now();
+        for (key, pod) in self.own_pods()? {
+            let Some(status) = pod["metadata"]["uid"].as_str().and_then(|uid| by_uid.get(uid)) else { continue };
+            update(self.app.store.as_ref(), &key, |current| {
+                if current["metadata"]["uid"] == pod["metadata"]["uid"] {
+                    current["status"] = from_device(current, status, Some(&self.host_ip), now);
+                }
+            })?;
+        }
+        self.let_go()
+    }
+
+    fn own_pods(&self) -> Result<Vec<(Key, serde_json::Value)>, StoreError> {
+        let pods = self.app.store.list("Pod", None)?.items.into_iter();
+        let own = pods.filter(|pod| pod["spec"]["nodeName"] == self.node.as_str());
+        Ok(own
+            .map(|pod| {
+                let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default().to_owned();
+                (Key::new("Pod", &text("namespace"), &text("name")), pod)
+            })
+            .collect())
+    }
+
+    /// Removes the objects of deleted pods that the device has neither in its manifest nor in its hands.
+    fn let_go(&mut self) -> Result<(), End> {
+        let Some(reported) = &self.reported else { return Ok(()) };
+        let newest = self.app.store.newest_manifest(&self.node)?;
+        if self.held.revision != newest.manifest.revision {
+            return Ok(());
+        }
+        for (key, pod) in self.own_pods()? {
+            let uid = pod["metadata"]["uid"].as_str().and_then(|uid| uid.parse::<Uid>().ok()).unwrap_or_default();
+            let deleted = !pod["metadata"]["deletionTimestamp"].is_null();
+            if deleted && newest.manifest.pod(uid).is_none() && !reported.contains(&uid) {
+                match self.app.store.remove(&key) {
+                    Ok(_) | Err(StoreError::NotFound(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks the bounds of one pod's report.
+fn check(pod: &PodStatus) -> Result<(), End> {
+    let long = |text: &str| text.len() > MAX_TEXT;
+    let texts = pod.containers.iter().any(|container| {
+        let state = match &container.state {
+            skeg_protocol::ContainerState::Waiting { message, .. } => long(message),
+            skeg_protocol::ContainerState::Terminated(end) => long(&end.message),
+            skeg_protocol::ContainerState::Running { .. } => false,
+        };
+        state || container.last.as_ref().is_some_and(|last| long(&last.message))
+    });
+    if pod.containers.len() > MAX_CONTAINERS || long(&pod.message) || texts {
+        return Err(End::Rule(format!("the status of pod {} is larger than a status may be", pod.uid)));
+    }
+    Ok(())
+}

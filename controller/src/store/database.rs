@@ -1,0 +1,278 @@
+//! The store over redb: one file, one durable transaction a change.
+
+use std::fs::OpenOptions;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde_json::Value;
+
+use super::history::{Expired, History, Watch};
+use super::{Action, Change, Guard, Key, List, Store, StoreError, revision_of};
+
+const OBJECTS: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("objects");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const REVISION: &str = "revision";
+
+/// The database file and the changes that it made lately.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(super) redb: redb::Database,
+    history: Mutex<History>,
+}
+
+/// Runs what waits for the disk without holding up the other tasks of this thread.
+pub(crate) fn on_disk<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current() {
+        Ok(handle) if handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(work)
+        }
+        _ => work(),
+    }
+}
+
+impl Database {
+    /// Opens the database, or makes it.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is in use by another process, or is damaged.
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |error: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(error) };
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
+        let redb = redb::Builder::new().create_file(file).map_err(|error| failed(error.into()))?;
+        let write = redb.begin_write()?;
+        write.open_table(OBJECTS)?;
+        super::keys::create(&write)?;
+        super::tokens::create(&write)?;
+        super::manifests::create(&write)?;
+        super::tags::create(&write)?;
+        let revision = write.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
+        write.commit()?;
+        Ok(Database { redb, history: Mutex::new(History::new(revision)) })
+    }
+
+    /// Runs one write transaction; it is rolled back when `work` fails.
+    pub(super) fn write<T, E: From<StoreError>>(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        on_disk(|| {
+            let write = self.redb.begin_write().map_err(StoreError::from)?;
+            let out = work(&write)?;
+            write.commit().map_err(StoreError::from)?;
+            Ok(out)
+        })
+    }
+
+    /// Runs one change of objects and publishes it in the order of commits.
+    fn change(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<(Value, Option<Change>), StoreError>,
+    ) -> Result<Value, StoreError> {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let (value, change) = self.write(work)?;
+        if let Some(change) = change {
+            history.publish(change);
+        }
+        Ok(value)
+    }
+}
+
+/// Counts the revision up.
+fn next_revision(write: &WriteTransaction) -> Result<u64, StoreError> {
+    let mut meta = write.open_table(META)?;
+    let revision = meta.get(REVISION)?.map_or(0, |value| value.value()) + 1;
+    meta.insert(REVISION, revision)?;
+    Ok(revision)
+}
+
+fn decode(key: (&str, &str, &str), bytes: &[u8]) -> Result<Value, StoreError> {
+    serde_json::from_slice(bytes).map_err(|error| StoreError::Damaged {
+        what: Key::new(key.0, key.1, key.2).to_string(),
+        reason: error.to_string(),
+    })
+}
+
+/// Keys of a kind, in one namespace or all. Names sort below `\u{10ffff}`.
+fn range<'a>(kind: &'a str, namespace: Option<&'a str>) -> RangeInclusive<(&'a str, &'a str, &'a str)> {
+    const LAST: &str = "\u{10ffff}";
+    match namespace {
+        Some(namespace) => (kind, namespace, "")..=(kind, namespace, LAST),
+        None => (kind, "", "")..=(kind, LAST, LAST),
+    }
+}
+
+/// Whether two states differ in more than `status` and the resource version.
+fn beyond_status(old: &Value, new: &Value) -> bool {
+    let strip = |value: &Value| {
+        let mut value = value.clone();
+        if let Some(object) = value.as_object_mut() {
+            object.remove("status");
+            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.remove("resourceVersion");
+            }
+        }
+        value
+    };
+    strip(old) != strip(new)
+}
+
+impl Store for Database {
+    fn get(&self, key: &Key) -> Result<Option<Value>, StoreError> {
+        let table = self.redb.begin_read()?.open_table(OBJECTS)?;
+        let key = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
+        table.get(key)?.map(|bytes| decode(key, bytes.value())).transpose()
+    }
+
+    fn list(&self, kind: &str, namespace: Option<&str>) -> Result<List, StoreError> {
+        let read = self.redb.begin_read()?;
+        let revision = read.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
+        let mut items = Vec::new();
+        for entry in read.open_table(OBJECTS)?.range(range(kind, namespace))? {
+            let (key, bytes) = entry?;
+            items.push(decode(key.value(), bytes.value())?);
+        }
+        Ok(List { items, revision })
+    }
+
+    fn put(&self, key: &Key, mut object: Value, guard: Guard) -> Result<Value, StoreError> {
+        self.change(|write| {
+            let place = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
+            let mut table = write.open_table(OBJECTS)?;
+            let old = table.get(place)?.map(|bytes| decode(place, bytes.value())).transpose()?;
+            match (&old, guard) {
+                (Some(_), Guard::Absent) => return Err(StoreError::Exists(key.clone())),
+                (None, Guard::Revision(_)) => return Err(StoreError::NotFound(key.clone())),
+                (Some(old), Guard::Revision(expected)) if revision_of(old) != expected => {
+                    return Err(StoreError::Conflict { key: key.clone(), expected, found: revision_of(old) });
+                }
+                _ => {}
+            }
+            if let Some(old) = &old {
+                object["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+                if *old == object {
+                    return Ok((object, None));
+                }
+            }
+            let revision = next_revision(write)?;
+            object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
+            table.insert(place, object.to_string().as_bytes())?;
+            let (action, beyond_status) = match &old {
+                Some(old) => (Action::Modified, beyond_status(old, &object)),
+                None => (Action::Added, true),
+            };
+            let change = Change { revision, action, key: key.clone(), object: Arc::new(object.clone()), beyond_status };
+            Ok((object, Some(change)))
+        })
+    }
+
+    fn remove(&self, key: &Key) -> Result<Value, StoreError> {
+        self.change(|write| {
+            let place = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
+            let mut table = write.open_table(OBJECTS)?;
+            let old = table.remove(place)?.map(|bytes| decode(place, bytes.value())).transpose()?;
+            let mut object = old.ok_or_else(|| StoreError::NotFound(key.clone()))?;
+            let revision = next_revision(write)?;
+            object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
+            let change = Change {
+                revision,
+                action: Action::Deleted,
+                key: key.clone(),
+                object: Arc::new(object.clone()),
+                beyond_status: true,
+            };
+            Ok((object, Some(change)))
+        })
+    }
+
+    fn watch(&self, since: Option<u64>) -> Result<Watch, Expired> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).watch(since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::update;
+
+    fn open() -> (tempfile::TempDir, Database) {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&folder.path().join("store.redb")).unwrap();
+        (folder, database)
+    }
+
+    fn pod(name: &str) -> (Key, Value) {
+        (Key::new("Pod", "default", name), json!({"metadata": {"name": name}, "spec": {"a": 1}}))
+    }
+
+    #[test]
+    fn versions_grow_and_guard_against_lost_updates() {
+        let (_folder, store) = open();
+        let (key, object) = pod("a");
+        let first = store.put(&key, object.clone(), Guard::Absent).unwrap();
+        assert!(matches!(store.put(&key, object, Guard::Absent), Err(StoreError::Exists(_))));
+        let mut changed = first.clone();
+        changed["spec"]["a"] = json!(2);
+        let second = store.put(&key, changed, Guard::Revision(revision_of(&first))).unwrap();
+        assert!(revision_of(&second) > revision_of(&first));
+        let late = store.put(&key, first.clone(), Guard::Revision(revision_of(&first)));
+        assert!(matches!(late, Err(StoreError::Conflict { expected: 1, found: 2, .. })));
+    }
+
+    #[test]
+    fn what_is_already_so_is_not_written_again() {
+        let (_folder, store) = open();
+        let (key, object) = pod("a");
+        store.put(&key, object, Guard::Absent).unwrap();
+        update(&store, &key, |pod| pod["spec"]["a"] = json!(1)).unwrap();
+        assert_eq!(store.list("Pod", None).unwrap().revision, 1);
+    }
+
+    #[test]
+    fn lists_stay_in_their_namespace_and_kind() {
+        let (_folder, store) = open();
+        for (kind, namespace, name) in [("Pod", "a", "x"), ("Pod", "ab", "y"), ("Pod", "b", "z"), ("Node", "", "n")] {
+            store.put(&Key::new(kind, namespace, name), json!({"name": name}), Guard::Absent).unwrap();
+        }
+        let names = |namespace| -> Vec<String> {
+            let list = store.list("Pod", namespace).unwrap();
+            list.items.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(names(None), ["x", "y", "z"]);
+        assert_eq!(names(Some("a")), ["x"]);
+        assert_eq!(store.list("Node", None).unwrap().items.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_watch_repeats_what_it_missed_and_follows() {
+        let (_folder, store) = open();
+        let (key, object) = pod("a");
+        let first = store.put(&key, object, Guard::Absent).unwrap();
+        let mut watch = store.watch(Some(0)).unwrap();
+        update(&store, &key, |pod| pod["status"] = json!({"phase": "Running"})).unwrap();
+        store.remove(&key).unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let change = watch.next().await.unwrap().unwrap();
+            seen.push((change.action, change.revision, change.beyond_status));
+        }
+        assert_eq!(seen, [(Action::Added, 1, true), (Action::Modified, 2, false), (Action::Deleted, 3, true)]);
+        assert_eq!(revision_of(&first), 1);
+    }
+
+    #[test]
+    fn a_watch_from_before_the_process_began_is_told_to_list_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let (key, object) = pod("a");
+        Database::open(&path).unwrap().put(&key, object, Guard::Absent).unwrap();
+        let store = Database::open(&path).unwrap();
+        assert_eq!(store.watch(Some(0)).err(), Some(Expired));
+        assert!(store.watch(Some(1)).is_ok());
+    }
+}

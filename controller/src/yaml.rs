@@ -1,0 +1,63 @@
+//! YAML and JSON as people write manifests: several documents, Kubernetes' reading of booleans and octals.
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! { strict_booleans: true, legacy_octal_numbers: true }
+}
+
+/// Parses every document of a file; empty ones are left out.
+///
+/// # Errors
+/// What does not parse, with its line.
+pub(crate) fn parse(text: &str) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options())?;
+    let mut objects = Vec::new();
+    for document in documents {
+        match document {
+            Value::Null => {}
+            Value::Object(list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
+                objects.extend(list.get("items").and_then(Value::as_array).cloned().unwrap_or_default());
+            }
+            object @ Value::Object(_) => objects.push(object),
+            other => bail!("a document must be an object with apiVersion and kind, not {other}"),
+        }
+    }
+    Ok(objects)
+}
+
+/// Parses a text that holds one document.
+///
+/// # Errors
+/// It does not parse, or holds none or several.
+pub(crate) fn parse_one(text: &str) -> Result<Value> {
+    let mut objects = parse(text)?;
+    match (objects.pop(), objects.len()) {
+        (Some(object), 0) => Ok(object),
+        _ => bail!("exactly one document is needed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn documents_lists_and_json_are_read() {
+        let objects = parse("---\na: yes\nb: 0644\n---\n---\nkind: List\nitems:\n- c: true\n").unwrap();
+        assert_eq!(objects, [json!({"a": "yes", "b": 420}), json!({"c": true})]);
+        assert_eq!(parse(r#"{"a": [1, "2"]}"#).unwrap(), [json!({"a": [1, "2"]})]);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let error = parse("a: 1\nb: [\n").unwrap_err().to_string();
+        assert!(error.contains("line") || error.contains(':'), "{error}");
+        assert!(parse("- 1\n").is_err());
+        assert!(parse("a: 1\na: 2\n").is_err());
+        assert!(parse_one("").is_err());
+    }
+}
