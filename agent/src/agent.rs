@@ -1,0 +1,376 @@
+//! The agent's loop: takes events one at a time, lets the core decide, and hands actions to the pods' workers.
+//!
+//! Owns the node's state, the clock and the take-over from an earlier agent. Does nothing slow itself.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use skeg_protocol::message::{LocalPod, NodeStatus, StreamRequest};
+use skeg_protocol::{Label, Manifest, PodStatus, Uid};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{spawn_blocking, spawn_local};
+
+use crate::apply::{Adopted, Folders, Host, Images, Key, Worker, chain, network_key};
+use crate::config::Config;
+use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase};
+use crate::hold::{Exit, Exited, Held, Holder};
+use crate::journal::{Journal, make_folder};
+use crate::logs::{Pipes, Scratch};
+use crate::peer::Stream;
+use crate::{appliance, link, local, streams};
+
+/// Longest wait for containers when the agent is told to end.
+const HALT_GRACE: Duration = Duration::from_secs(30);
+
+/// The moment.
+pub fn now() -> Now {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let monotonic = Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0));
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Now { monotonic, wall: wall.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)) }
+}
+
+/// The random id of this boot.
+pub fn boot_id() -> anyhow::Result<Uid> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    text.trim().parse().with_context(|| format!("reading {path}"))
+}
+
+/// The agent of a device.
+pub struct Agent {
+    /// What workers share.
+    pub host: Rc<Host>,
+    /// The node's state.
+    pub node: RefCell<Node>,
+    /// The manifest that is durable.
+    pub held: RefCell<Manifest>,
+    /// State of the link, for people.
+    pub link: RefCell<String>,
+    workers: RefCell<BTreeMap<Uid, mpsc::UnboundedSender<Action>>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Agent {
+    /// Takes an event and has its actions done.
+    pub fn step(&self, event: Event) {
+        let freed = matches!(event, Event::PodRemoved(_));
+        if let Event::PodRemoved(uid) = &event {
+            self.workers.borrow_mut().remove(uid);
+        }
+        let actions = self.node.borrow_mut().step(event, now());
+        for (uid, action) in actions {
+            if let Action::Admit(pod) = &action {
+                let worker = Worker::spawn(Rc::clone(&self.host), Arc::clone(pod), None, Vec::new());
+                self.workers.borrow_mut().insert(uid, worker);
+            }
+            if let Some(worker) = self.workers.borrow().get(&uid) {
+                // A worker ends only after the removal that the core asked it for.
+                worker.send(action).ok();
+            }
+        }
+        if freed {
+            self.collect_images();
+        }
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Removes images that neither a kept revision nor a pod needs.
+    fn collect_images(&self) {
+        let node = self.node.borrow();
+        let previous = self.host.journal.previous_manifest();
+        let pods = node.pods().map(|(pod, _)| Arc::clone(pod)).collect::<Vec<_>>();
+        let kept = pods
+            .iter()
+            .map(Arc::as_ref)
+            .chain(&self.held.borrow().pods)
+            .chain(&previous.pods)
+            .flat_map(|pod| &pod.containers)
+            .map(|container| skeg_images::Digest(container.image.digest.0))
+            .collect::<Vec<_>>();
+        let store = self.host.images.store.clone();
+        spawn_local(async move {
+            if let Err(error) = store.retain(&kept).await {
+                log::error!("removing unused images: {}", chain(&error));
+            }
+        });
+    }
+
+    /// Tells when something about the pods may have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// State of every pod.
+    pub fn pods(&self) -> Vec<PodStatus> {
+        self.node.borrow().pods().map(|(_, status)| status).collect()
+    }
+
+    /// State of the node for local commands.
+    pub fn status(&self) -> NodeStatus {
+        let node = self.node.borrow();
+        let pods = node.pods().map(|(pod, status)| LocalPod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            status,
+        });
+        NodeStatus {
+            name: self.host.folders.node_name.as_str().try_into().unwrap_or_default(),
+            revision: self.held.borrow().revision,
+            link: self.link.borrow().clone(),
+            pods: pods.collect(),
+        }
+    }
+
+    /// Serves a stream in a task of its own.
+    pub fn serve_stream(self: &Rc<Self>, stream: Stream, request: StreamRequest) {
+        spawn_local(streams::serve(Rc::clone(self), stream, request));
+    }
+
+    /// Makes a manifest durable, then follows it.
+    ///
+    /// # Errors
+    /// It could not be made durable; what was held before is followed on.
+    pub async fn accept(&self, manifest: Manifest) -> Result<(), String> {
+        let journal = self.host.journal.clone();
+        let stored = spawn_blocking(move || journal.store_manifest(&manifest).map(|()| manifest)).await;
+        let manifest = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        log::info!("revision {} with {} pods is wanted from now on", manifest.revision, manifest.pods.len());
+        self.held.replace(manifest.clone());
+        self.step(Event::Manifest(manifest));
+        Ok(())
+    }
+
+    /// Turns an exit that init tells into an event.
+    fn exited(&self, exited: &Exited) {
+        let known = exited.key.parse::<Key>().ok().filter(|key| {
+            let node = self.node.borrow();
+            node.container(key.pod, &key.container).is_some_and(|one| one.restarts == key.attempt && one.spent)
+        });
+        let Some(Key { pod, container, attempt }) = known else {
+            let (holder, key) = (self.host.holder.clone(), exited.key.clone());
+            spawn_local(async move {
+                if let Err(error) = holder.forget(&key).await {
+                    log::error!("init could not forget {key}: {}", chain(&error));
+                }
+            });
+            return;
+        };
+        let kills =
+            skeg_runtime::Cgroup::open(&self.host.cgroup(pod, &container)).and_then(|cgroup| cgroup.oom_kills());
+        let outcome = outcome(exited.exit, kills.is_ok_and(|count| count > 0));
+        log::info!("{}: {}", exited.key, outcome.message);
+        self.step(Event::Container { pod, container, event: ContainerEvent::Exited { attempt, outcome } });
+    }
+}
+
+fn outcome(exit: Exit, memory_ran_out: bool) -> Outcome {
+    let (code, signal, mut message) = match exit {
+        Exit::Code(code) => (code, 0, format!("it exited with code {code}")),
+        Exit::Signal(number) => {
+            let name = nix::sys::signal::Signal::try_from(number).map_or("unknown", |signal| signal.as_str());
+            (128 + number, u8::try_from(number).unwrap_or(u8::MAX), format!("signal {number} ({name}) ended it"))
+        }
+        Exit::Lost => (255, 0, "nobody saw how it ended".to_owned()),
+    };
+    let out_of_memory = memory_ran_out && code != 0;
+    if out_of_memory {
+        message.push_str("; the kernel killed a process of it that went over the memory limit");
+    }
+    Outcome { code, signal, out_of_memory, message }
+}
+
+/// Runs the agent until it is told to end and every pod has stopped.
+///
+/// # Errors
+/// The agent can't begin its work, or lost init.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    for folder in [&config.state_dir, &config.run_dir] {
+        make_folder(folder).with_context(|| format!("making folder {}", folder.display()))?;
+    }
+    let (holder, held) = Holder::from_env().context("asking init what it holds")?;
+    let (events, mut incoming) = mpsc::unbounded_channel();
+    let link = link::Settings::new(&config);
+    if let Some(board) = config.appliance.clone().filter(|_| appliance::is_board()) {
+        drop(spawn_local(appliance::network(board, config.node_name())));
+    }
+    let host = Rc::new(make_host(config, holder, events, &link)?);
+    let agent = Rc::new(Agent {
+        node: RefCell::new(Node::new(boot_id()?)),
+        held: RefCell::default(),
+        link: RefCell::new(link.as_ref().map_or_else(|error| error.to_string(), |_| "connecting".to_owned())),
+        workers: RefCell::default(),
+        changed: watch::Sender::new(0),
+        host,
+    });
+    take_over(&agent, held).await?;
+    let manifest = agent.host.journal.manifest();
+    agent.held.replace(manifest.clone());
+    agent.step(Event::Manifest(manifest));
+    spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
+    match link {
+        Ok(settings) => drop(spawn_local(link::follow(Rc::clone(&agent), settings))),
+        Err(link::NoLink::NotConfigured) => {}
+        Err(error) => log::error!("no link to a controller: {error}"),
+    }
+    let terminate = |kind| signal(kind).context("listening for signals");
+    let signals = [terminate(SignalKind::terminate())?, terminate(SignalKind::interrupt())?];
+    turn(&agent, &mut incoming, signals).await
+}
+
+async fn turn(
+    agent: &Rc<Agent>,
+    incoming: &mut mpsc::UnboundedReceiver<Event>,
+    [mut terminate, mut interrupt]: [Signal; 2],
+) -> anyhow::Result<()> {
+    loop {
+        let deadline = agent.node.borrow().deadline();
+        let timer = async {
+            match deadline {
+                Some(at) => tokio::time::sleep(at.saturating_sub(now().monotonic)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(event) = incoming.recv() => agent.step(event),
+            exited = agent.host.holder.next_exit() => agent.exited(&exited.context("listening to init")?),
+            () = timer => agent.step(Event::Timer),
+            _ = terminate.recv() => halt(agent),
+            _ = interrupt.recv() => halt(agent),
+        }
+        if agent.node.borrow().halted() {
+            log::info!("every pod has stopped");
+            return Ok(());
+        }
+    }
+}
+
+fn halt(agent: &Agent) {
+    log::info!("told to end: stopping every pod");
+    agent.step(Event::Halt { grace: HALT_GRACE });
+}
+
+fn make_host(
+    config: Config,
+    holder: Holder,
+    events: mpsc::UnboundedSender<Event>,
+    link: &Result<link::Settings, link::NoLink>,
+) -> anyhow::Result<Host> {
+    let folders =
+        Folders { state: config.state_dir.clone(), run: config.run_dir.clone(), node_name: config.node_name() };
+    let controller = match link {
+        Ok(settings) => Some(settings.registry()?),
+        Err(_) => None,
+    };
+    let images = Images {
+        store: skeg_images::Store::open(&config.state_dir.join("store")).context("opening the image store")?,
+        platform: skeg_images::Platform::host(),
+        registries: config.registry.clone(),
+        controller,
+    };
+    Ok(Host {
+        journal: Journal::open(&config.state_dir)?,
+        scratch: Scratch::new().context("making the logs' buffers")?,
+        config,
+        folders,
+        holder,
+        images,
+        events,
+        live: RefCell::default(),
+    })
+}
+
+/// Takes over what an earlier agent has left: running containers, exits, and rubbish.
+async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
+    let host = &agent.host;
+    let mut held: BTreeMap<String, Held> = held.into_iter().map(|item| (item.key.clone(), item)).collect();
+    let mut exits = Vec::new();
+    let boot = boot_id()?;
+    for record in host.journal.records()? {
+        let (uid, pod) = (record.pod.uid, Arc::new(record.pod.clone()));
+        let network = held.remove(&network_key(uid)).and_then(|item| item.fds.into_iter().next());
+        let mut running = Vec::new();
+        let mut found = BTreeMap::new();
+        for container in &record.containers {
+            let key = Key { pod: uid, container: container.name.clone(), attempt: container.restarts };
+            let begun = container.phase == RecordedPhase::Begun && record.boot == boot;
+            let item = if begun { held.remove(&key.to_string()) } else { None };
+            match item.and_then(|item| take_up(&key, item, &mut exits)) {
+                Some((adopted, what)) => {
+                    running.push(adopted);
+                    found.insert(container.name.clone(), what);
+                }
+                None if host.clear_cgroup(uid, &container.name) => {
+                    found.insert(container.name.clone(), Found::Lost);
+                }
+                None => {}
+            }
+        }
+        adopt(agent, record, &found);
+        let worker = Worker::spawn(Rc::clone(host), pod, network, running);
+        agent.workers.borrow_mut().insert(uid, worker);
+    }
+    drop_unknown(agent, held).await;
+    for exited in exits {
+        agent.exited(&exited);
+    }
+    Ok(())
+}
+
+/// Takes up a held attempt, noting its exit where it had one.
+fn take_up(key: &Key, item: Held, exits: &mut Vec<Exited>) -> Option<(Adopted, Found)> {
+    let data: crate::apply::HeldData = match postcard::from_bytes(&item.data) {
+        Ok(data) => data,
+        Err(error) => {
+            log::error!("{key}: what init holds was not put there by an agent of this version: {error}");
+            return None;
+        }
+    };
+    let mut fds = item.fds.into_iter();
+    let pidfd: OwnedFd = fds.next()?;
+    let pipes = match Pipes::from_fds(fds) {
+        Ok(pipes) => pipes,
+        Err(error) => {
+            log::error!("{key}: {}", chain(&error));
+            return None;
+        }
+    };
+    exits.extend(item.exited);
+    let found = Found::Held { since: Duration::from_nanos(data.since), started_at: data.started_at };
+    Some((Adopted { key: key.clone(), pidfd, pipes }, found))
+}
+
+fn adopt(agent: &Agent, record: PodRecord, found: &BTreeMap<Label, Found>) {
+    let what = |name: &Label, _| found.get(name).copied().unwrap_or(Found::Nothing);
+    agent.node.borrow_mut().adopt(record, what, now());
+}
+
+/// Ends and removes everything that no record knows.
+async fn drop_unknown(agent: &Agent, held: BTreeMap<String, Held>) {
+    let host = &agent.host;
+    for (key, item) in held {
+        log::warn!("init holds {key}, which no record knows: ending it");
+        if let (Some(_), Some(pidfd)) = (item.pid, item.fds.first()) {
+            // It may have ended already.
+            rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL).ok();
+        }
+        if let Err(error) = host.holder.forget(&key).await {
+            log::error!("init could not forget {key}: {}", chain(&error));
+        }
+    }
+    for uid in host.folders.uids() {
+        if agent.node.borrow().pod(uid).is_none() {
+            log::warn!("removing what is left of pod {uid}, which no record knows");
+            for container in host.folders.containers(uid) {
+                host.clear_cgroup(uid, &container);
+            }
+            host.folders.remove_unknown(uid);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The folders of pods: where everything lies, volumes, and the files that name the pod to itself.
+//!
+//! Nothing here follows a link that a container could have put: contents of containers are only ever removed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use skeg_protocol::manifest::VolumeSource;
+use skeg_protocol::{Label, Pod, Uid};
+
+use super::Key;
+use crate::journal::make_folder;
+use crate::logs::rotated;
+
+/// Where things lie on this device.
+#[derive(Debug, Clone)]
+pub struct Folders {
+    /// Survives reboots.
+    pub state: PathBuf,
+    /// Does not.
+    pub run: PathBuf,
+    /// Name of the device, as pods on its network see it.
+    pub node_name: String,
+}
+
+impl Folders {
+    fn pod(&self, uid: Uid) -> PathBuf {
+        self.state.join("pods").join(uid.to_string())
+    }
+
+    fn pod_run(&self, uid: Uid) -> PathBuf {
+        self.run.join("pods").join(uid.to_string())
+    }
+
+    /// The writable part of an attempt's root: holds `upper` and `work`.
+    pub fn attempt(&self, uid: Uid, container: &str, attempt: u32) -> PathBuf {
+        self.pod(uid).join("containers").join(container).join(attempt.to_string())
+    }
+
+    /// Files that the pod sees in its `/etc`.
+    pub fn etc(&self, uid: Uid) -> PathBuf {
+        self.pod_run(uid).join("etc")
+    }
+
+    fn logs(&self, pod: &Pod) -> PathBuf {
+        self.state.join("logs").join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+    }
+
+    /// The log of an attempt.
+    pub fn log(&self, pod: &Pod, container: &str, attempt: u32) -> PathBuf {
+        self.logs(pod).join(container).join(format!("{attempt}.log"))
+    }
+
+    /// The note beside a log, in memory.
+    pub fn intent(&self, key: &Key) -> PathBuf {
+        self.pod_run(key.pod).join("logs").join(format!("{}.{}", key.container, key.attempt))
+    }
+
+    /// Uids of pods that have a folder.
+    pub fn uids(&self) -> Vec<Uid> {
+        let names = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
+        let all = names(self.state.join("pods")).chain(names(self.run.join("pods")));
+        let mut uids: Vec<Uid> = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        uids.sort_unstable();
+        uids.dedup();
+        uids
+    }
+
+    /// Names of containers that have a folder in a pod's.
+    pub fn containers(&self, uid: Uid) -> Vec<String> {
+        let entries = fs::read_dir(self.pod(uid).join("containers")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// The host name that a pod sees: its own, or the device's on the device's network.
+    pub fn hostname<'a>(&'a self, pod: &'a Pod) -> &'a str {
+        let name = if pod.host_network { &self.node_name } else { pod.name.as_str() };
+        // HOST_NAME_MAX is 64 with the final NUL; names are ASCII.
+        name.get(..63).unwrap_or(name).trim_end_matches(['-', '.'])
+    }
+
+    /// Makes a pod's folders, volumes and files, and says where each volume lies.
+    ///
+    /// # Errors
+    /// What could not be made or found, with the field where it is the pod's.
+    pub fn prepare(&self, pod: &Pod) -> Result<BTreeMap<Label, PathBuf>, String> {
+        let failed = |what: &Path| {
+            let what = what.display().to_string();
+            move |error: io::Error| format!("{what}: {error}")
+        };
+        for folder in [self.pod(pod.uid), self.etc(pod.uid)] {
+            make_folder(&folder).map_err(failed(&folder))?;
+        }
+        self.write_etc(pod)?;
+        let mut volumes = BTreeMap::new();
+        for (index, volume) in pod.volumes.iter().enumerate() {
+            let path = match &volume.source {
+                VolumeSource::EmptyDir { memory: false } => {
+                    let path = self.pod(pod.uid).join("volumes").join(volume.name.as_str());
+                    open_folder(&path).map_err(failed(&path))?;
+                    path
+                }
+                VolumeSource::EmptyDir { memory: true } => {
+                    let path = self.pod_run(pod.uid).join("volumes").join(volume.name.as_str());
+                    open_folder(&path).and_then(|()| mount_memory(&path)).map_err(failed(&path))?;
+                    path
+                }
+                // Resolved here once, so that what is mounted is what was looked at.
+                VolumeSource::HostPath { path } => fs::canonicalize(path)
+                    .map_err(|error| format!("spec.volumes[{index}].hostPath.path {path:?}: {error}"))?,
+            };
+            volumes.insert(volume.name.clone(), path);
+        }
+        Ok(volumes)
+    }
+
+    fn write_etc(&self, pod: &Pod) -> Result<(), String> {
+        let name = self.hostname(pod);
+        let resolver = fs::read("/etc/resolv.conf").unwrap_or_default();
+        let hosts = match fs::read("/etc/hosts") {
+            Ok(hosts) if pod.host_network => hosts,
+            _ => format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n").into_bytes(),
+        };
+        let files = [("hosts", hosts), ("hostname", format!("{name}\n").into_bytes()), ("resolv.conf", resolver)];
+        for (file, content) in files {
+            let path = self.etc(pod.uid).join(file);
+            // What is there may be mounted in a running container, which may have changed it.
+            if !path.exists() {
+                fs::write(&path, content)
+                    .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
+                    .map_err(|error| format!("{}: {error}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of what a pod has in memory.
+    pub fn release(&self, pod: &Pod) {
+        self.release_uid(pod.uid);
+    }
+
+    fn release_uid(&self, uid: Uid) {
+        let run = self.pod_run(uid);
+        for entry in fs::read_dir(run.join("volumes")).into_iter().flatten().flatten() {
+            let path = entry.path();
+            match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Err(error) => log::error!("unmounting {}: {error}", path.display()),
+            }
+        }
+        remove_folder(&run);
+    }
+
+    /// Removes everything of a pod but its record.
+    pub fn remove(&self, pod: &Pod) {
+        remove_folder(&self.pod(pod.uid));
+        remove_folder(&self.logs(pod));
+    }
+
+    /// Removes what is left of a pod that nobody knows.
+    pub fn remove_unknown(&self, uid: Uid) {
+        self.release_uid(uid);
+        remove_folder(&self.pod(uid));
+        let suffix = format!("_{uid}");
+        for entry in fs::read_dir(self.state.join("logs")).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|name| name.ends_with(&suffix)) {
+                remove_folder(&entry.path());
+            }
+        }
+    }
+}
+
+/// Makes a folder that every user of a container may write to, as Kubernetes' emptyDir is.
+fn open_folder(path: &Path) -> io::Result<()> {
+    make_folder(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o777))
+}
+
+fn mount_memory(path: &Path) -> io::Result<()> {
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev());
+    if device(path)? == device(path.parent().unwrap_or(path))? {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount("tmpfs", path, "tmpfs", flags, c"mode=0777")?;
+    }
+    Ok(())
+}
+
+fn said(what: &str, path: &Path, done: io::Result<()>) {
+    match done {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => log::error!("{what} {}: {error}", path.display()),
+        _ => {}
+    }
+}
+
+/// Removes a folder with everything in it; a failure is said in the log.
+pub fn remove_folder(path: &Path) {
+    said("removing", path, fs::remove_dir_all(path));
+}
+
+/// Removes a file; a failure is said in the log.
+pub fn remove_file(path: &Path) {
+    said("removing", path, fs::remove_file(path));
+}
+
+/// Removes a log with its rotated part.
+pub fn remove_log(path: &Path) {
+    remove_file(path);
+    remove_file(&rotated(path));
+}

@@ -1,0 +1,79 @@
+//! Images for containers: fetched from where the manifest says, by digest, and looked up without a network.
+
+use skeg_images::{Client, Digest, Endpoint, Platform, Reference, Store};
+use skeg_protocol::manifest::{Image, ImageSource};
+
+use super::chain;
+use crate::config::Registry;
+
+/// The device's images.
+pub struct Images {
+    /// What is here.
+    pub store: Store,
+    /// What this device can run.
+    pub platform: Platform,
+    /// How registries that are not plain HTTPS are reached.
+    pub registries: Vec<Registry>,
+    /// The controller's registry, where there is a controller.
+    pub controller: Option<Endpoint>,
+}
+
+impl Images {
+    /// Makes an image whole on this device; quick and without a network where it is already.
+    ///
+    /// # Errors
+    /// The image and everything that led to the failure, in one line.
+    pub async fn ensure(&self, image: &Image) -> Result<skeg_images::Image, String> {
+        let digest = Digest(image.digest.0);
+        let named = |error: &dyn std::error::Error| format!("image {:?} ({digest}): {}", image.reference, chain(error));
+        if let Some(found) = self.store.image(&digest).map_err(|error| named(&error))? {
+            return Ok(found);
+        }
+        let (endpoint, repository) =
+            self.place(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
+        let client = Client::new(endpoint);
+        let pulled = self.store.pull(&client, &repository, &digest, &self.platform, &|_| {}).await;
+        pulled.map_err(|error| named(&error))
+    }
+
+    fn place(&self, image: &Image) -> Result<(Endpoint, String), String> {
+        match &image.source {
+            ImageSource::Controller(repository) => {
+                let endpoint =
+                    self.controller.clone().ok_or("it is in the controller's registry; none is configured")?;
+                Ok((endpoint, repository.clone()))
+            }
+            ImageSource::Registry => {
+                let reference: Reference = image.reference.parse().map_err(|error| chain(&error))?;
+                let host = reference.registry();
+                let plain = self.registries.iter().any(|registry| registry.host == host && registry.plain_http);
+                let endpoint = Endpoint::for_registry(host, plain).map_err(|error| chain(&error))?;
+                Ok((endpoint, reference.repository().to_owned()))
+            }
+        }
+    }
+
+    /// An image that must be here.
+    ///
+    /// # Errors
+    /// It is not, or can't be read.
+    pub fn here(&self, image: &Image) -> Result<skeg_images::Image, String> {
+        match self.store.image(&Digest(image.digest.0)) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(format!("image {:?} is no longer on this device", image.reference)),
+            Err(error) => Err(format!("image {:?}: {}", image.reference, chain(&error))),
+        }
+    }
+
+    /// The signal that the image asks to be stopped with, where it names one that Linux has.
+    pub fn stop_signal(&self, image: &Image) -> Option<rustix::process::Signal> {
+        let found = self.store.image(&Digest(image.digest.0)).ok().flatten()?;
+        let name = found.config.config().as_ref()?.stop_signal().clone()?;
+        let long = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
+        let number = match name.parse::<i32>() {
+            Ok(number) => number,
+            Err(_) => long.parse::<nix::sys::signal::Signal>().ok()? as i32,
+        };
+        rustix::process::Signal::from_named_raw(number)
+    }
+}

@@ -1,0 +1,381 @@
+//! Carries out what the core decides: images, folders, namespaces, cgroups, processes, logs, init's memory.
+//!
+//! One worker task a pod does its pod's actions one after the other; only pulls run beside. What happens comes
+//! back as events. Nothing here decides: a failure is an event like any other.
+
+mod files;
+mod images;
+mod start;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use skeg_protocol::{Label, Pod, Uid};
+use skeg_runtime::Cgroup;
+use tokio::sync::mpsc;
+use tokio::task::{spawn_blocking, spawn_local};
+
+use crate::config::Config;
+use crate::core::{Action, ContainerEvent, Event, NotStarted, PodRecord, Step};
+use crate::hold::Holder;
+use crate::journal::Journal;
+use crate::logs::{Log, Scratch};
+use crate::ports::Published;
+
+pub use files::Folders;
+pub use images::Images;
+pub use start::{Adopted, HeldData};
+
+/// An attempt of a container; in text the key under which init holds it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Its pod.
+    pub pod: Uid,
+    /// Its name.
+    pub container: Label,
+    /// Which attempt.
+    pub attempt: u32,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.pod, self.container, self.attempt)
+    }
+}
+
+impl FromStr for Key {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.split('/');
+        let (Some(pod), Some(container), Some(attempt), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(());
+        };
+        Ok(Key {
+            pod: pod.parse().map_err(drop)?,
+            container: container.try_into().map_err(drop)?,
+            attempt: attempt.parse().map_err(drop)?,
+        })
+    }
+}
+
+/// The key under which init holds a pod's network namespace.
+pub fn network_key(pod: Uid) -> String {
+    format!("{pod}/net")
+}
+
+/// An error with all its causes in one line, each said once.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A started container.
+pub struct Live {
+    /// Always means its first process.
+    pub pidfd: OwnedFd,
+    /// Its log; taken when the container is finished.
+    pub log: RefCell<Option<Log>>,
+}
+
+/// What all workers share.
+pub struct Host {
+    /// As the file says.
+    pub config: Config,
+    /// Where things lie.
+    pub folders: Folders,
+    /// What must not be forgotten.
+    pub journal: Journal,
+    /// Init's memory.
+    pub holder: Holder,
+    /// Images.
+    pub images: Images,
+    /// Buffers of the logs.
+    pub scratch: Scratch,
+    /// Where news goes.
+    pub events: mpsc::UnboundedSender<Event>,
+    /// What runs.
+    pub live: RefCell<BTreeMap<Key, Rc<Live>>>,
+}
+
+impl Host {
+    /// The cgroup's name of a pod's container.
+    pub fn cgroup(&self, pod: Uid, container: &str) -> String {
+        format!("{}/{pod}/{container}", self.config.cgroup)
+    }
+
+    fn send(&self, pod: Uid, container: &Label, event: ContainerEvent) {
+        // Without a receiver the agent is ending.
+        self.events.send(Event::Container { pod, container: container.clone(), event }).ok();
+    }
+
+    /// Kills what runs in a container's cgroup and removes it. Says whether there was a process.
+    pub fn clear_cgroup(&self, pod: Uid, container: &str) -> bool {
+        let name = self.cgroup(pod, container);
+        let Ok(cgroup) = Cgroup::open(&name) else { return false };
+        let alive = cgroup.processes().is_ok_and(|processes| !processes.is_empty());
+        for (what, done) in [("killing", cgroup.kill()), ("removing", cgroup.remove())] {
+            if let Err(error) = done {
+                log::error!("{what} cgroup {name}: {}", chain(&error));
+            }
+        }
+        alive
+    }
+}
+
+/// What a pod needs before its first container.
+struct Prepared {
+    /// Its network namespace; `None` with the device's network.
+    network: Option<Arc<OwnedFd>>,
+    /// Where its volumes lie.
+    volumes: BTreeMap<Label, PathBuf>,
+    /// Kept for their drop.
+    _published: Published,
+}
+
+/// Does one pod's actions.
+pub struct Worker {
+    host: Rc<Host>,
+    pod: Arc<Pod>,
+    network: Option<Arc<OwnedFd>>,
+    prepared: Option<Prepared>,
+}
+
+impl Worker {
+    /// Begins a worker; what is sent to it is done in order. `network` and `running` are what init held of an
+    /// earlier agent.
+    pub fn spawn(
+        host: Rc<Host>,
+        pod: Arc<Pod>,
+        network: Option<OwnedFd>,
+        running: Vec<Adopted>,
+    ) -> mpsc::UnboundedSender<Action> {
+        // Unbounded, yet small: the core has at most a few actions under way for each container.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let worker = Worker { host, pod, network: network.map(Arc::new), prepared: None };
+        spawn_local(worker.run(receiver, running));
+        sender
+    }
+
+    async fn run(mut self, mut actions: mpsc::UnboundedReceiver<Action>, running: Vec<Adopted>) {
+        if !running.is_empty()
+            && let Err(failure) = self.prepare().await
+        {
+            // The containers run on; the next start will say it again.
+            log::error!("pod {}/{}: {failure:?}", self.pod.namespace, self.pod.name);
+        }
+        for adopted in running {
+            self.adopt(adopted).await;
+        }
+        while let Some(action) = actions.recv().await {
+            match action {
+                Action::Admit(_) => {}
+                Action::Record(record) => self.record(*record).await,
+                Action::Container(name, step) => self.step(&name, step).await,
+                Action::Remove { keep } => {
+                    self.remove(keep).await;
+                    self.host.events.send(Event::PodRemoved(self.pod.uid)).ok();
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn record(&self, record: PodRecord) {
+        let journal = self.host.journal.clone();
+        match spawn_blocking(move || journal.store_record(&record)).await {
+            Ok(Ok(())) => {}
+            // The pod goes on: what is lost is only what a sudden end of the agent would need to know.
+            Ok(Err(error)) => log::error!("the record of pod {}: {error}", self.pod.uid),
+            Err(error) => log::error!("the record of pod {}: {error}", self.pod.uid),
+        }
+    }
+
+    async fn step(&mut self, name: &Label, step: Step) {
+        let uid = self.pod.uid;
+        match step {
+            // Turned into `Action::Record` by the core.
+            Step::Record => {}
+            Step::Pull => self.pull(name),
+            Step::Start(attempt) => {
+                let event = match self.start(name, attempt).await {
+                    Ok(()) => ContainerEvent::Started { attempt },
+                    Err(failure) => ContainerEvent::NotStarted { attempt, failure },
+                };
+                self.host.send(uid, name, event);
+            }
+            Step::Signal(attempt) => self.signal(name, attempt),
+            Step::Kill(attempt) => {
+                let live = self.host.live.borrow().get(&self.key(name, attempt)).cloned();
+                if let Some(live) = live {
+                    // The kernel takes the whole pid namespace along; what exec started is in it too.
+                    match rustix::process::pidfd_send_signal(&live.pidfd, rustix::process::Signal::KILL) {
+                        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                        Err(error) => log::error!("killing {}: {error}", self.key(name, attempt)),
+                    }
+                }
+            }
+            Step::Finish(attempt) => self.finish(name, attempt).await,
+        }
+    }
+
+    fn key(&self, name: &Label, attempt: u32) -> Key {
+        Key { pod: self.pod.uid, container: name.clone(), attempt }
+    }
+
+    fn pull(&self, name: &Label) {
+        let Some(container) = self.pod.containers.iter().find(|container| container.name == *name) else { return };
+        let (host, uid, name, image) = (Rc::clone(&self.host), self.pod.uid, name.clone(), container.image.clone());
+        spawn_local(async move {
+            let event = match host.images.ensure(&image).await {
+                Ok(_) => ContainerEvent::ImageReady,
+                Err(message) => ContainerEvent::ImageFailed(message),
+            };
+            host.send(uid, &name, event);
+        });
+    }
+
+    fn signal(&self, name: &Label, attempt: u32) {
+        let key = self.key(name, attempt);
+        let Some(live) = self.host.live.borrow().get(&key).cloned() else { return };
+        let container = self.pod.containers.iter().find(|container| container.name == *name);
+        let signal = container.and_then(|container| self.host.images.stop_signal(&container.image));
+        let signal = signal.unwrap_or(rustix::process::Signal::TERM);
+        match rustix::process::pidfd_send_signal(&live.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => log::error!("stopping {key}: {error}"),
+        }
+    }
+
+    /// Takes an attempt's last output and removes what is left of it. Init forgets it only here, after the
+    /// record is durable and the log whole.
+    async fn finish(&self, name: &Label, attempt: u32) {
+        let key = self.key(name, attempt);
+        let live = self.host.live.borrow_mut().remove(&key);
+        let (host, uid, container) = (Rc::clone(&self.host), self.pod.uid, name.clone());
+        // Whatever is still in the cgroup holds the pipes open.
+        let cgroup = host.cgroup(uid, &container);
+        let folder = host.folders.attempt(uid, &container, attempt);
+        let old_log = attempt.checked_sub(2).map(|old| host.folders.log(&self.pod, &container, old));
+        let cleared = spawn_blocking(move || {
+            if let Ok(cgroup) = Cgroup::open(&cgroup) {
+                let ended = cgroup.kill().and_then(|()| cgroup.remove());
+                if let Err(error) = ended {
+                    log::error!("removing cgroup {cgroup:?}: {}", chain(&error));
+                }
+            }
+            files::remove_folder(&folder);
+            if let Some(log) = old_log {
+                files::remove_log(&log);
+            }
+        });
+        if let Err(error) = cleared.await {
+            log::error!("cleaning up after {key}: {error}");
+        }
+        if let Some(log) = live.and_then(|live| live.log.borrow_mut().take()) {
+            log.finish().await;
+        }
+        files::remove_file(&self.host.folders.intent(&key));
+        if let Err(error) = self.host.holder.forget(&key.to_string()).await {
+            log::error!("init could not forget {key}: {}", chain(&error));
+        }
+    }
+
+    async fn prepare(&mut self) -> Result<(), NotStarted> {
+        if self.prepared.is_none() {
+            let network = self.prepare_network().await?;
+            let published = match &network {
+                Some(network) => crate::ports::publish(&self.pod, network)
+                    .await
+                    .map_err(|error| NotStarted::NotCreated { reason: "HostPortConflict", message: chain(&error) })?,
+                None => Published::default(),
+            };
+            let (folders, pod) = (self.host.folders.clone(), Arc::clone(&self.pod));
+            let volumes = spawn_blocking(move || folders.prepare(&pod))
+                .await
+                .map_err(|error| not_created(&error))?
+                .map_err(|message| NotStarted::NotCreated { reason: "FailedMount", message })?;
+            self.prepared = Some(Prepared { network, volumes, _published: published });
+        }
+        Ok(())
+    }
+
+    async fn prepare_network(&mut self) -> Result<Option<Arc<OwnedFd>>, NotStarted> {
+        use std::os::fd::AsFd;
+        if self.pod.host_network {
+            return Ok(None);
+        }
+        if self.network.is_none() {
+            let made = spawn_blocking(skeg_runtime::new_network).await.map_err(|error| not_created(&error))?;
+            let network = made.map_err(|error| not_created(&error))?;
+            let key = network_key(self.pod.uid);
+            self.host.holder.hold(&key, None, &[network.as_fd()], &[]).await.map_err(|error| not_created(&error))?;
+            self.network = Some(Arc::new(network));
+        }
+        Ok(self.network.clone())
+    }
+
+    async fn remove(&mut self, keep: bool) {
+        self.prepared = None;
+        self.network = None;
+        if let Err(error) = self.host.holder.forget(&network_key(self.pod.uid)).await {
+            log::error!("init could not forget the network of pod {}: {}", self.pod.uid, chain(&error));
+        }
+        let (host, pod) = (Rc::clone(&self.host), Arc::clone(&self.pod));
+        let (folders, journal, cgroup) =
+            (host.folders.clone(), host.journal.clone(), format!("{}/{}", host.config.cgroup, pod.uid));
+        let removed = spawn_blocking(move || {
+            folders.release(&pod);
+            if let Ok(found) = Cgroup::open(&cgroup)
+                && let Err(error) = found.remove()
+            {
+                log::error!("removing cgroup {cgroup}: {}", chain(&error));
+            }
+            if !keep {
+                folders.remove(&pod);
+                // Last, so that a sudden end before this only means doing it again.
+                if let Err(error) = journal.remove_record(pod.uid) {
+                    log::error!("forgetting pod {}: {error}", pod.uid);
+                }
+            }
+        });
+        if let Err(error) = removed.await {
+            log::error!("removing pod {}: {error}", self.pod.uid);
+        }
+    }
+}
+
+fn not_created(error: &dyn Error) -> NotStarted {
+    NotStarted::NotCreated { reason: "CreateContainerError", message: chain(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_round_trip_and_others_are_refused() {
+        let key = Key { pod: Uid([3; 16]), container: "main".try_into().unwrap(), attempt: 12 };
+        assert_eq!(key.to_string().parse(), Ok(key.clone()));
+        for bad in ["", "x/main/1", &network_key(key.pod), &format!("{key}/1"), &format!("{}/main/x", key.pod)] {
+            assert_eq!(bad.parse::<Key>(), Err(()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The start of one attempt, from an image that is here to a process that init holds.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use skeg_protocol::{Container, Label};
+use skeg_runtime::{Cgroup, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, oci};
+use tokio::task::spawn_blocking;
+
+use super::{Key, Live, Prepared, Worker, chain, not_created};
+use crate::convert;
+use crate::core::NotStarted;
+use crate::journal::make_folder;
+use crate::logs::{Log, Pipes};
+
+/// What init keeps beside an attempt's descriptors, so that a later agent knows since when it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HeldData {
+    /// Monotonic time of the start in nanoseconds since boot.
+    pub since: u64,
+    /// Wall clock of the start in milliseconds since 1970.
+    pub started_at: i64,
+}
+
+/// A running attempt that init holds.
+pub struct Adopted {
+    /// Which.
+    pub key: Key,
+    /// Always means its first process.
+    pub pidfd: OwnedFd,
+    /// Its log's pipes.
+    pub pipes: Pipes,
+}
+
+/// Everything that the blocking part of a start needs.
+struct Order {
+    spec: oci::Spec,
+    root: Root,
+    folders: [PathBuf; 2],
+    cgroup: String,
+    limits: Limits,
+    network: Option<Arc<OwnedFd>>,
+}
+
+impl Worker {
+    /// Starts an attempt; when it returns well, init holds it and its log is being written.
+    pub(super) async fn start(&mut self, name: &Label, attempt: u32) -> Result<(), NotStarted> {
+        self.prepare().await?;
+        let (Some(prepared), Some(container)) =
+            (&self.prepared, self.pod.containers.iter().find(|container| container.name == *name))
+        else {
+            let message = format!("the pod has no container {name:?}");
+            return Err(NotStarted::NotCreated { reason: "CreateContainerError", message });
+        };
+        let key = self.key(name, attempt);
+        let order = self.order(container, attempt, prepared)?;
+        let (pipes, writers) = Pipes::new().map_err(|error| not_created(&error))?;
+        let started = spawn_blocking(move || {
+            let stdin = File::open("/dev/null").map_err(|error| not_created(&error))?.into();
+            launch(order, Stdio { stdin, stdout: writers.stdout, stderr: writers.stderr })
+        });
+        let started = started.await.map_err(|error| not_created(&error))??;
+        let now = crate::agent::now();
+        let data =
+            HeldData { since: u64::try_from(now.monotonic.as_nanos()).unwrap_or(u64::MAX), started_at: now.wall };
+        let data = postcard::to_allocvec(&data).map_err(|error| not_created(&error))?;
+        let [stdout, stderr, staging_read, staging_write] = pipes.fds();
+        let fds = [started.pidfd.as_fd(), stdout, stderr, staging_read, staging_write];
+        let held = self.host.holder.hold(&key.to_string(), Some(started.pid), &fds, &data).await;
+        if let Err(error) = held {
+            // Nobody would tell its end: better none than one that nobody watches. Finish clears the cgroup.
+            rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL).ok();
+            return Err(not_created(&error));
+        }
+        self.adopt(Adopted { key, pidfd: started.pidfd, pipes }).await;
+        Ok(())
+    }
+
+    /// Makes a running attempt known and writes its log.
+    pub(super) async fn adopt(&self, adopted: Adopted) {
+        let Adopted { key, pidfd, pipes } = adopted;
+        let log = self.host.folders.log(&self.pod, &key.container, key.attempt);
+        let intent = self.host.folders.intent(&key);
+        let log = match Log::start(pipes, &log, &intent, &self.host.scratch).await {
+            Ok(log) => Some(log),
+            Err(error) => {
+                log::error!("the log of {key}: {}", chain(&error));
+                None
+            }
+        };
+        let live = Live { pidfd, log: RefCell::new(log) };
+        self.host.live.borrow_mut().insert(key, Rc::new(live));
+    }
+
+    fn order(&self, container: &Container, attempt: u32, prepared: &Prepared) -> Result<Order, NotStarted> {
+        let (host, pod) = (&self.host, &self.pod);
+        let image = host
+            .images
+            .here(&container.image)
+            .map_err(|message| NotStarted::NotCreated { reason: "CreateContainerError", message })?;
+        let spec = convert::spec(&convert::Inputs {
+            pod,
+            container,
+            image: &image.config,
+            layers: &image.layers,
+            hostname: host.folders.hostname(pod),
+            etc: &host.folders.etc(pod.uid),
+            volumes: &prepared.volumes,
+        })
+        .map_err(|error| NotStarted::NotCreated { reason: "CreateContainerConfigError", message: error.to_string() })?;
+        let folder = host.folders.attempt(pod.uid, &container.name, attempt);
+        let (upper, work) = (folder.join("upper"), folder.join("work"));
+        let lower = image.layers.into_iter().rev().collect();
+        Ok(Order {
+            spec,
+            root: Root::Overlay { lower, upper: upper.clone(), work: work.clone() },
+            folders: [upper, work],
+            cgroup: host.cgroup(pod.uid, &container.name),
+            limits: Limits {
+                memory_bytes: container.limits.memory_bytes,
+                cpu_millis: container.limits.cpu_millis.map(u64::from),
+                pids: container.limits.pids.map(u64::from),
+            },
+            network: prepared.network.clone(),
+        })
+    }
+}
+
+/// The blocking part: folders, cgroup, plan, process.
+fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
+    for folder in &order.folders {
+        make_folder(folder).map_err(|error| NotStarted::NotCreated {
+            reason: "CreateContainerError",
+            message: format!("{}: {error}", folder.display()),
+        })?;
+    }
+    // The root of the container takes the mode of its upper folder.
+    open_root(&order.folders[0]).map_err(|error| not_created(&error))?;
+    let cgroup = Cgroup::create(&order.cgroup, &order.limits).map_err(|error| not_created(&error))?;
+    let request = Request {
+        spec: &order.spec,
+        root: &order.root,
+        cgroup: Some(&cgroup),
+        network: order.network.as_ref().map(|network| network.as_fd()),
+        stdio,
+        reaper: Reaper::CallersParent,
+    };
+    let plan = Plan::compile(request).map_err(|error| not_created(&error))?;
+    plan.start().map_err(|error| start_failed(&error))
+}
+
+fn open_root(upper: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(upper, std::fs::Permissions::from_mode(0o755))
+}
+
+/// Tells a program that can't be run from everything that is not the program's fault.
+fn start_failed(error: &StartError) -> NotStarted {
+    match error {
+        StartError::Command { source, .. } => {
+            let code = match source.kind() {
+                std::io::ErrorKind::NotFound => 127,
+                _ => 126,
+            };
+            NotStarted::CannotRun { code, message: chain(error) }
+        }
+        other => not_created(other),
+    }
+}

@@ -1,0 +1,114 @@
+use super::*;
+use crate::core::tests::pod;
+use oci_spec::image::Config as ImageConfig;
+
+fn image(user: &str) -> ImageConfiguration {
+    let mut config = ImageConfig::default();
+    config.set_user(Some(user.to_owned()));
+    config.set_entrypoint(Some(vec!["/entry".to_owned()]));
+    config.set_cmd(Some(vec!["arg".to_owned()]));
+    config.set_env(Some(vec!["FROM=image".to_owned()]));
+    config.set_working_dir(Some("/srv".to_owned()));
+    let mut image = ImageConfiguration::default();
+    image.set_config(Some(config));
+    image
+}
+
+fn convert(pod: &Pod, image: &ImageConfiguration, volumes: &[(&str, &str)]) -> Result<oci::Spec, String> {
+    let volumes = volumes.iter().map(|(name, path)| ((*name).try_into().unwrap(), PathBuf::from(path))).collect();
+    spec(&Inputs {
+        pod,
+        container: &pod.containers[0],
+        image,
+        layers: &[],
+        hostname: &pod.name,
+        etc: Path::new("/run/skeg/etc"),
+        volumes: &volumes,
+    })
+    .map_err(|error| error.to_string())
+}
+
+#[test]
+fn command_and_args_replace_the_images_as_in_kubernetes() {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    for (command, args, expected) in
+        [("", "", "ep img"), ("", "mine", "ep mine"), ("cmd", "", "cmd"), ("cmd", "mine", "cmd mine")]
+    {
+        assert_eq!(arguments(&words("ep"), &words("img"), &words(command), &words(args)), words(expected));
+    }
+}
+
+#[test]
+fn the_spec_holds_what_image_and_pod_say() {
+    let mut pod = pod(1, "web", &["main"]);
+    pod.containers[0].security.user = Some(1000);
+    pod.containers[0].security.read_only_root = true;
+    let spec = convert(&pod, &image("root"), &[]).unwrap();
+    let process = spec.process().as_ref().unwrap();
+    assert_eq!(process.args().as_ref().unwrap(), &["/entry", "arg"]);
+    assert_eq!(process.user().uid(), 1000);
+    assert_eq!(process.cwd(), Path::new("/srv"));
+    let env = process.env().as_ref().unwrap();
+    assert!(env.contains(&"FROM=image".to_owned()) && env.contains(&"HOSTNAME=web".to_owned()), "{env:?}");
+    assert_eq!(spec.hostname().as_deref(), Some("web"));
+    assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+    assert_eq!(process.no_new_privileges(), Some(true));
+    let bound: Vec<_> = spec.mounts().as_ref().unwrap().iter().map(|mount| mount.destination().clone()).collect();
+    assert!(bound.contains(&PathBuf::from("/etc/resolv.conf")), "{bound:?}");
+}
+
+#[test]
+fn the_devices_network_means_no_network_namespace() {
+    let mut pod = pod(1, "web", &["main"]);
+    let network = |pod: &Pod| {
+        let spec = convert(pod, &image(""), &[]).unwrap();
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+        namespaces.iter().any(|namespace| namespace.typ() == oci::LinuxNamespaceType::Network)
+    };
+    assert!(network(&pod));
+    pod.host_network = true;
+    assert!(!network(&pod));
+}
+
+#[test]
+fn capabilities_are_dropped_then_added() {
+    let name = |text: &str| text.try_into().unwrap();
+    let mut pod = pod(1, "web", &["main"]);
+    pod.containers[0].security.drop_capabilities = vec![name("ALL")];
+    pod.containers[0].security.add_capabilities = vec![name("net_bind_service")];
+    let spec = convert(&pod, &image(""), &[]).unwrap();
+    let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+    assert_eq!(sets.bounding().as_ref().unwrap().iter().collect::<Vec<_>>(), [&oci::Capability::NetBindService]);
+    assert!(sets.ambient().is_none() && sets.inheritable().is_none());
+    pod.containers[0].security.add_capabilities = vec![name("ALL")];
+    let spec = convert(&pod, &image(""), &[]).unwrap();
+    let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+    assert_eq!(sets.effective().as_ref().unwrap().len(), 41);
+    pod.containers[0].security.add_capabilities = vec![name("FLY")];
+    let error = convert(&pod, &image(""), &[]).unwrap_err();
+    assert!(error.contains("capabilities.add") && error.contains("FLY"), "{error}");
+}
+
+#[test]
+fn errors_name_the_field() {
+    let mut wrong = pod(1, "web", &["main"]);
+    wrong.containers[0].security.run_as_non_root = true;
+    assert!(convert(&wrong, &image(""), &[]).unwrap_err().contains("runAsNonRoot"));
+    assert!(convert(&wrong, &image("1000"), &[]).is_ok());
+    assert!(convert(&wrong, &image("ghost"), &[]).unwrap_err().contains("ghost"));
+    let bare = pod(1, "web", &["main"]);
+    assert!(convert(&bare, &ImageConfiguration::default(), &[]).unwrap_err().starts_with("command"));
+    let mut mounted = pod(1, "web", &["main"]);
+    mounted.containers[0].mounts = vec![skeg_protocol::manifest::VolumeMount {
+        volume: "data".try_into().unwrap(),
+        path: "/data".to_owned(),
+        read_only: true,
+    }];
+    assert!(convert(&mounted, &image(""), &[]).unwrap_err().contains("volumeMounts[0].name"));
+    let spec = convert(&mounted, &image(""), &[("data", "/state/data")]).unwrap();
+    let mount = spec.mounts().as_ref().unwrap().last().cloned().unwrap();
+    assert_eq!(mount.source().as_deref(), Some(Path::new("/state/data")));
+    assert!(mount.options().as_ref().unwrap().contains(&"ro".to_owned()));
+    mounted.containers[0].mounts[0].path = "//".to_owned();
+    assert!(convert(&mounted, &image(""), &[("data", "/state/data")]).unwrap_err().contains("mountPath"));
+}

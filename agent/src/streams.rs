@@ -1,0 +1,328 @@
+//! Serves what is asked over streams, logs and exec, the same for the controller and for local commands.
+//!
+//! Owns the life of processes started by exec: they end with their stream. Changes nothing of a pod.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use skeg_protocol::message::{Channel, StreamEnd, StreamRequest};
+use skeg_protocol::{Label, Pod, Uid};
+use skeg_runtime::{Cgroup, ExecRequest, Exit, Reaper, Started, Stdio, Terminal, oci};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::spawn_blocking;
+
+use crate::agent::Agent;
+use crate::apply::{Key, Live, chain};
+use crate::async_fd;
+use crate::convert;
+use crate::logs;
+use crate::peer::{Sender, Stream, StreamEvent};
+
+/// How long output is waited for after the process has ended: somebody else may hold its pipes.
+const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Serves one stream to its end.
+pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest) {
+    let end = match request {
+        StreamRequest::Logs { pod, container, follow, tail, previous, timestamps } => {
+            let options = logs::Options { tail, timestamps, follow: None };
+            send_log(&agent, &stream.sender(), (pod, container), previous, follow, options).await
+        }
+        StreamRequest::Exec { pod, container, command, tty, stdin } => {
+            match begin(&agent, (pod, container), command, tty, stdin).await {
+                Ok(running) => Ok(running.carry(&mut stream).await),
+                Err(message) => Err(message),
+            }
+        }
+    };
+    stream.close(end.unwrap_or_else(|message| StreamEnd::Failed(skeg_protocol::status::text(message))));
+}
+
+/// Finds the pod and the container that are meant.
+fn find(agent: &Agent, (uid, container): (Uid, Label)) -> Result<(std::sync::Arc<Pod>, Label), String> {
+    let node = agent.node.borrow();
+    let pod = node.pod(uid).ok_or_else(|| format!("pod {uid} is not on this device"))?;
+    let names = || pod.containers.iter().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ");
+    let found = match pod.containers.as_slice() {
+        [only] if container.is_empty() => Some(only),
+        all => all.iter().find(|one| one.name == container),
+    };
+    match found {
+        Some(found) => Ok((pod.clone(), found.name.clone())),
+        None if container.is_empty() => {
+            Err(format!("pod {} has several containers, name one of: {}", pod.name, names()))
+        }
+        None => Err(format!("pod {} has no container {container:?}, but: {}", pod.name, names())),
+    }
+}
+
+/// The attempt that last ran, where one did.
+fn latest(agent: &Agent, pod: &Pod, name: &Label) -> Option<u32> {
+    let node = agent.node.borrow();
+    let container = node.container(pod.uid, name)?;
+    if container.spent { Some(container.restarts) } else { container.restarts.checked_sub(1) }
+}
+
+async fn send_log(
+    agent: &Agent,
+    sender: &Sender,
+    which: (Uid, Label),
+    previous: bool,
+    follow: bool,
+    mut options: logs::Options,
+) -> Result<StreamEnd, String> {
+    let (pod, name) = find(agent, which)?;
+    let never = || format!("container {name} of pod {} was not started yet", pod.name);
+    let mut attempt = latest(agent, &pod, &name).ok_or_else(never)?;
+    if previous {
+        let none = || format!("container {name} of pod {} has no previous instance", pod.name);
+        attempt = attempt.checked_sub(1).ok_or_else(none)?;
+    }
+    if follow {
+        let key = Key { pod: pod.uid, container: name.clone(), attempt };
+        let live = agent.host.live.borrow().get(&key).cloned();
+        options.follow = live.and_then(|live| live.log.borrow().as_ref().map(logs::Log::progress));
+    }
+    let path = agent.host.folders.log(&pod, &name, attempt);
+    let mut reader = match logs::read(&path, options).await {
+        Ok(reader) => reader,
+        // A container that could not be started has an end and a reason, but no output.
+        Err(_) if !path.exists() => return Err(never()),
+        Err(error) => return Err(chain(&error)),
+    };
+    loop {
+        tokio::select! {
+            piece = reader.next() => match piece.map_err(|error| chain(&error))? {
+                Some(piece) => {
+                    if sender.send(Channel::Stdout, &piece).await.is_err() {
+                        return Ok(StreamEnd::Cancelled);
+                    }
+                }
+                None => return Ok(StreamEnd::Done),
+            },
+            () = sender.closed() => return Ok(StreamEnd::Cancelled),
+        }
+    }
+}
+
+/// A process that exec has started, with this side's ends of its streams.
+struct Running {
+    started: Started,
+    /// Where its input goes; `None` where it has none or it was ended.
+    input: Option<Rc<AsyncFd<OwnedFd>>>,
+    output: Rc<AsyncFd<OwnedFd>>,
+    /// `None` with a terminal, where it goes the way of the output.
+    errors: Option<AsyncFd<OwnedFd>>,
+    tty: bool,
+}
+
+/// This side's ends of a new process's streams.
+struct Ends {
+    input: Option<OwnedFd>,
+    output: OwnedFd,
+    errors: Option<OwnedFd>,
+}
+
+async fn begin(
+    agent: &Agent,
+    which: (Uid, Label),
+    command: Vec<String>,
+    tty: bool,
+    stdin: bool,
+) -> Result<Running, String> {
+    let (pod, name) = find(agent, which)?;
+    let attempt = latest(agent, &pod, &name);
+    let key = attempt.map(|attempt| Key { pod: pod.uid, container: name.clone(), attempt });
+    let live = key.and_then(|key| agent.host.live.borrow().get(&key).cloned());
+    let live: Rc<Live> = live.ok_or_else(|| format!("container {name} of pod {} is not running", pod.name))?;
+    let spec = spec(agent, &pod, &name)?;
+    let mut process = spec.process().clone().unwrap_or_default();
+    process.set_args(Some(command));
+    process.set_terminal(Some(tty));
+    if tty {
+        let mut env = process.env().clone().unwrap_or_default();
+        env.push("TERM=xterm".to_owned());
+        process.set_env(Some(env));
+    }
+    let target = live.pidfd.try_clone().map_err(|error| error.to_string())?;
+    let cgroup = agent.host.cgroup(pod.uid, &name);
+    let started = spawn_blocking(move || start(&target, &process, &spec, &cgroup, stdin));
+    let (started, ends) = started.await.map_err(|error| error.to_string())??;
+    let watch = |fd: OwnedFd| {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        async_fd::watch(fd, Interest::READABLE | Interest::WRITABLE)
+    };
+    let watch_read = |fd: OwnedFd| {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        async_fd::watch(fd, Interest::READABLE)
+    };
+    let watch_write = |fd: OwnedFd| {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        async_fd::watch(fd, Interest::WRITABLE)
+    };
+    let running = || -> io::Result<Running> {
+        let (input, output) = if tty {
+            let master = Rc::new(watch(ends.output)?);
+            (stdin.then(|| Rc::clone(&master)), master)
+        } else {
+            (ends.input.map(watch_write).transpose()?.map(Rc::new), Rc::new(watch_read(ends.output)?))
+        };
+        Ok(Running { started, input, output, errors: ends.errors.map(watch_read).transpose()?, tty })
+    };
+    running().map_err(|error| format!("watching the process: {error}"))
+}
+
+fn spec(agent: &Agent, pod: &Pod, name: &Label) -> Result<oci::Spec, String> {
+    let host = &agent.host;
+    let container = pod.containers.iter().find(|container| container.name == *name);
+    let container = container.ok_or_else(|| format!("the pod has no container {name:?}"))?;
+    let image = host.images.here(&container.image)?;
+    let volumes = pod.volumes.iter().map(|volume| (volume.name.clone(), std::path::PathBuf::new())).collect();
+    convert::spec(&convert::Inputs {
+        pod,
+        container,
+        image: &image.config,
+        layers: &image.layers,
+        hostname: host.folders.hostname(pod),
+        etc: &host.folders.etc(pod.uid),
+        // Nothing is mounted for a further process.
+        volumes: &volumes,
+    })
+    .map_err(|error| error.to_string())
+}
+
+/// The blocking part: terminal or pipes, then the process.
+fn start(
+    target: &OwnedFd,
+    process: &oci::Process,
+    spec: &oci::Spec,
+    cgroup: &str,
+    stdin: bool,
+) -> Result<(Started, Ends), String> {
+    let io = |error: &dyn std::error::Error| chain(error);
+    let (stdio, ends) = if process.terminal() == Some(true) {
+        let Terminal { master, slave } = Terminal::open(target.as_fd()).map_err(|error| io(&error))?;
+        let copy = || slave.try_clone().map_err(|error| io(&error));
+        let stdio = Stdio { stdin: copy()?, stdout: copy()?, stderr: copy()? };
+        (stdio, Ends { input: None, output: master, errors: None })
+    } else {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| io(&error));
+        let ((output, stdout), (errors, stderr)) = (pipe()?, pipe()?);
+        let (source, input) = if stdin {
+            let (source, input) = pipe()?;
+            (source, Some(input))
+        } else {
+            (std::fs::File::open("/dev/null").map_err(|error| io(&error))?.into(), None)
+        };
+        (Stdio { stdin: source, stdout, stderr }, Ends { input, output, errors: Some(errors) })
+    };
+    let cgroup = Cgroup::open(cgroup).map_err(|error| io(&error))?;
+    let request =
+        ExecRequest { target: target.as_fd(), process, spec, cgroup: Some(&cgroup), stdio, reaper: Reaper::Caller };
+    Ok((skeg_runtime::exec(request).map_err(|error| io(&error))?, ends))
+}
+
+impl Running {
+    /// Carries bytes until the process or the stream ends; kills the process in the latter case.
+    async fn carry(mut self, stream: &mut Stream) -> StreamEnd {
+        let sender = stream.sender();
+        let watched = self.started.pidfd.try_clone().and_then(|pidfd| async_fd::watch(pidfd, Interest::READABLE));
+        let exited = async {
+            // Readable once it has ended; without a watch the wait below blocks, which is still right.
+            if let Ok(watched) = &watched {
+                watched.readable().await.map(drop).ok();
+            }
+        };
+        let (input, output, tty) = (self.input.take(), Rc::clone(&self.output), self.tty);
+        let errors = self.errors.take();
+        let outputs = async {
+            let errors = async {
+                if let Some(errors) = &errors {
+                    copy(errors, &sender, Channel::Stderr).await;
+                }
+            };
+            tokio::join!(copy(&output, &sender, Channel::Stdout), errors);
+        };
+        let finished = async {
+            tokio::pin!(outputs, exited);
+            tokio::select! {
+                () = &mut outputs => exited.await,
+                () = &mut exited => drop(tokio::time::timeout(LAST_OUTPUT, outputs).await),
+            }
+        };
+        let cancelled = tokio::select! {
+            () = finished => false,
+            () = feed(stream, input, &output, tty) => true,
+            () = sender.closed() => true,
+        };
+        if cancelled {
+            // It may have ended just now.
+            rustix::process::pidfd_send_signal(&self.started.pidfd, rustix::process::Signal::KILL).ok();
+        }
+        match spawn_blocking(move || skeg_runtime::wait(&self.started)).await {
+            Ok(Ok(_)) if cancelled => StreamEnd::Cancelled,
+            Ok(Ok(Exit::Code(code))) => StreamEnd::Exited(code),
+            Ok(Ok(Exit::Signal(signal))) => StreamEnd::Exited(128 + signal),
+            Ok(Err(error)) => StreamEnd::Failed(format!("waiting for the process: {error}")),
+            Err(error) => StreamEnd::Failed(format!("waiting for the process: {error}")),
+        }
+    }
+}
+
+/// Gives the process what comes in, until the stream ends.
+async fn feed(stream: &mut Stream, mut input: Option<Rc<AsyncFd<OwnedFd>>>, terminal: &AsyncFd<OwnedFd>, tty: bool) {
+    loop {
+        match stream.next().await {
+            Some(StreamEvent::Data(_, bytes)) if bytes.is_empty() => {
+                if tty && let Some(input) = &input {
+                    // The end of input of a terminal is a character (EOT).
+                    write_all(input, &[4]).await.ok();
+                }
+                input = None;
+            }
+            Some(StreamEvent::Data(_, bytes)) => {
+                if let Some(open) = &input
+                    && write_all(open, &bytes).await.is_err()
+                {
+                    // The process has closed its input; what more comes is dropped.
+                    input = None;
+                }
+            }
+            Some(StreamEvent::Resize { columns, rows }) if tty => {
+                if let Err(error) = Terminal::resize(terminal.get_ref().as_fd(), rows, columns) {
+                    log::debug!("resizing a terminal: {}", chain(&error));
+                }
+            }
+            Some(StreamEvent::Resize { .. }) => {}
+            Some(StreamEvent::Closed(_)) | None => return,
+        }
+    }
+}
+
+/// Copies to the stream until the end of the process's output.
+async fn copy(from: &AsyncFd<OwnedFd>, sender: &Sender, channel: Channel) {
+    let mut buffer = vec![0; skeg_protocol::limits::MAX_STREAM_DATA];
+    loop {
+        let read = from.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)).await;
+        match read {
+            Ok(length) if length > 0 => {
+                if sender.send(channel, &buffer[..length]).await.is_err() {
+                    return;
+                }
+            }
+            // A terminal without a process left says EIO instead of an end.
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = to.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}
