@@ -103,7 +103,7 @@ impl Controller {
                 Err(error) => format!("{error:#}"),
             };
             if begin.elapsed() > PATIENCE {
-                bail!("skeg {arguments:?} never showed what was expected; last:\n{last}\n---- log\n{}", self.log());
+                bail!("skeg {arguments:?} never showed what was expected; last:\n{last}");
             }
             std::thread::sleep(Duration::from_millis(100));
         }

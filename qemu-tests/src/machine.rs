@@ -1,7 +1,7 @@
 //! A virtual board: a QEMU process with its console and a back door into the guest.
 //!
 //! The back door is a shell on a second serial port that only the tests' initramfs starts. Every wait has a
-//! bound and every failure shows the end of the console. The process is killed when the value is dropped.
+//! bound. The process is killed when the value is dropped.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -166,9 +166,9 @@ impl Machine {
         self.begin.elapsed()
     }
 
-    /// Returns everything that the console showed.
-    pub fn console(&self) -> String {
-        self.console.lines().join("\n")
+    /// Returns the end of what the console showed, for a failure's message.
+    pub fn tail(&self) -> String {
+        self.console.tail()
     }
 
     /// Waits until a line of the console holds `word`; returns that line.
@@ -251,7 +251,7 @@ impl Machine {
                 None => std::thread::sleep(Duration::from_millis(50)),
             }
         }
-        Err(self.failure("the board did not switch itself off"))
+        Err(self.failure("the board did not switch itself off").context(self.tail()))
     }
 
     /// Pulls the plug.
@@ -287,10 +287,9 @@ impl Machine {
         }
     }
 
-    /// An error that says what went wrong and shows the end of the console.
+    /// An error that says what went wrong on which board and when.
     fn failure(&self, what: &str) -> anyhow::Error {
-        let age = self.age();
-        anyhow::anyhow!("{} after {age:.1?}: {what}\n---- console\n{}", self.name, self.console.tail())
+        anyhow::anyhow!("{} after {:.1?}: {what}", self.name, self.age())
     }
 }
 

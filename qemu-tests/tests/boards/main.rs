@@ -50,7 +50,7 @@ fn boots(board: &str, network: Network, address: &str, clean: bool) -> Result<()
 
     let mut machine = site.switch_on(true, "utc")?;
     let done = first_boot(&site, &mut machine, address);
-    done.with_context(|| format!("first boot\n---- whole console\n{}", machine.console()))?;
+    done.with_context(|| site.evidence("first boot", &machine))?;
     println!("{board}: first boot, {:.1?}", machine.age());
     if clean {
         machine.switch_off()?;
@@ -61,7 +61,7 @@ fn boots(board: &str, network: Network, address: &str, clean: bool) -> Result<()
 
     let mut machine = site.switch_on(false, "1970-01-01")?;
     let done = second_boot(&mut machine);
-    done.with_context(|| format!("second boot\n---- whole console\n{}", machine.console()))?;
+    done.with_context(|| site.evidence("second boot", &machine))?;
     println!("{board}: second boot, {:.1?}", machine.age());
     machine.cut_power()?;
     site.check_disk()

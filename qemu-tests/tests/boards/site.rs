@@ -60,8 +60,13 @@ impl Site {
             clock,
         };
         let mut machine = Machine::start(&self.board, &hardware, self.folder.path())?;
-        machine.wait_for_back_door()?;
+        machine.wait_for_back_door().with_context(|| self.evidence("switched on", &machine))?;
         Ok(machine)
+    }
+
+    /// What a failure has to show: the end of the board's console and what the controller logged.
+    pub fn evidence(&self, when: &str, machine: &Machine) -> String {
+        format!("{when}\n---- controller\n{}\n---- console\n{}\n---- failure", self.controller.log(), machine.tail())
     }
 
     /// Pushes busybox for every architecture that boards have.
