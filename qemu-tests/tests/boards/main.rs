@@ -18,7 +18,7 @@ const COUNT: &str = "cd /sys/fs/cgroup && cat memory.max cpu.max pids.max; uname
 /// A container that takes memory until it is killed.
 const GREEDY: &str = "x=x; while :; do x=$x$x; done";
 /// Prints the agent's process id.
-const AGENT: &str = r"for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^[^ ]* agent ' && echo ${p#/proc/}; done";
+const AGENT: &str = r"for p in /proc/[0-9]*; do cat $p/cmdline 2>/dev/null | tr '\0' ' ' | grep -q '^[^ ]* agent ' && echo ${p#/proc/}; done";
 
 #[test]
 fn an_x86_board_with_dhcp_keeps_its_pods_through_a_killed_agent_and_a_clean_restart() {
@@ -102,7 +102,7 @@ fn lose_the_agent(controller: &Controller, machine: &mut Machine) -> Result<()> 
     // The process that is number 1 of its namespace, and when it was started.
     let process = format!(
         "for p in $(cat /sys/fs/cgroup/skeg/{uid}/main/cgroup.procs); do \
-         grep -q 'NSpid:.*[[:space:]]1$' /proc/$p/status && echo $p $(cut -d' ' -f22 /proc/$p/stat); done; true"
+         grep -qs 'NSpid:.*[[:space:]]1$' /proc/$p/status && echo $p $(cut -d' ' -f22 /proc/$p/stat); done; true"
     );
     let container = machine.succeed(&process)?;
     ensure!(container.split(' ').count() == 2, "not one first process in the container: {container:?}");
