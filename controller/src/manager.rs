@@ -257,7 +257,7 @@ impl Manager {
         tokio::spawn(async move {
             // The semaphore is never closed.
             let _permit = asking.acquire().await;
-            let answer = images::remote(&reference).await;
+            let answer = images::remote(&reference, &app.plain_http).await;
             app.nudge(Nudge::Answer { uid, reference, answer });
         });
         Ok(Ok(None))

@@ -14,6 +14,9 @@ pub(crate) const MAX_META: u64 = 1 << 20;
 const MAX_PIECES: usize = 65_536;
 const BLOCK: usize = 512;
 
+/// Pieces of data of a sparse file as (offset, length).
+type Pieces = Vec<(u64, u64)>;
+
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -39,8 +42,8 @@ pub(crate) struct Entry {
     pub(crate) mtime: (i64, u32),
     /// Size of the file, holes included.
     pub(crate) size: u64,
-    /// Pieces of data of a sparse file as (offset, length), ascending; the rest is holes.
-    pub(crate) pieces: Option<Vec<(u64, u64)>>,
+    /// The data of a sparse file, ascending; the rest is holes.
+    pub(crate) pieces: Option<Pieces>,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -261,7 +264,8 @@ impl<R: Read> Archive<R> {
         let has_data = matches!(kind, Kind::File);
         let (mut real_size, mut pieces) = (if has_data { stored } else { 0 }, None);
         if header.entry_type().as_byte() == b'S' {
-            (real_size, pieces) = self.old_sparse(block)?;
+            let (size, map) = self.old_sparse(block)?;
+            (real_size, pieces) = (size, Some(map));
         }
         self.begin_data(if has_data { stored } else { 0 })?;
         if has_data && (pax.sparse.major.is_some() || !pax.sparse.numbers.is_empty()) {
@@ -301,7 +305,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// GNU's old sparse format: the map stands in the header and in blocks after it.
-    fn old_sparse(&mut self, block: &[u8; BLOCK]) -> Result<(u64, Option<Vec<(u64, u64)>>)> {
+    fn old_sparse(&mut self, block: &[u8; BLOCK]) -> Result<(u64, Pieces)> {
         let Some(real_size) = field_number(&block[483..495]) else {
             return self.malformed("a sparse file without its size");
         };
@@ -313,10 +317,10 @@ impl<R: Read> Archive<R> {
             self.sparse_fields(&block[..504], &mut pieces)?;
             extended = block[504] != 0;
         }
-        Ok((real_size, Some(pieces)))
+        Ok((real_size, pieces))
     }
 
-    fn sparse_fields(&self, fields: &[u8], pieces: &mut Vec<(u64, u64)>) -> Result<()> {
+    fn sparse_fields(&self, fields: &[u8], pieces: &mut Pieces) -> Result<()> {
         for field in fields.chunks_exact(24).filter(|field| field[0] != 0) {
             match (field_number(&field[..12]), field_number(&field[12..])) {
                 (Some(offset), Some(length)) => pieces.push((offset, length)),

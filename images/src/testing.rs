@@ -113,10 +113,7 @@ impl Registry {
                 server.state.lock().unwrap().connections += 1;
                 let server = server.clone();
                 tokio::spawn(async move {
-                    let service = hyper::service::service_fn(move |request| {
-                        let answer = server.answer(&request);
-                        async move { answer.await }
-                    });
+                    let service = hyper::service::service_fn(move |request| server.answer(&request));
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;

@@ -28,7 +28,7 @@ pub const MAX_PATH: usize = 4095;
 /// Longest file name in bytes (NAME_MAX).
 pub const MAX_COMPONENT: usize = 255;
 /// Most components of a path.
-pub const MAX_DEPTH: usize = 256;
+pub const MAX_DEPTH: usize = 128;
 /// Longest value of an extended attribute in bytes (XATTR_SIZE_MAX).
 pub const MAX_XATTR: usize = 65_536;
 
@@ -237,7 +237,8 @@ fn open_folder(parent: impl AsFd, name: &[u8]) -> std::result::Result<OwnedFd, E
 /// Opens a folder below `root`: no `..`, no symlink, no other file system on the way.
 pub(crate) fn open_beneath(root: impl AsFd, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
     let path = if path.is_empty() { &b"."[..] } else { path };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // NO_SYMLINKS refuses the last part, too, and says so; with O_NOFOLLOW it would be "not a directory".
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve =
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
@@ -264,6 +265,14 @@ impl Unpacker<'_> {
             Err(problem) => return refuse(entry, problem),
         };
         let Some((name, parents)) = parts.split_last() else { return self.place_root(entry) };
+        if let Some(mark) = parents.iter().find(|part| part.starts_with(WHITEOUT)) {
+            // `.wh..wh.plnk/…` is aufs' own bookkeeping; below any other mark nothing can be.
+            return if mark[WHITEOUT.len()..].starts_with(WHITEOUT) {
+                Ok(())
+            } else {
+                refuse(entry, Problem::Whiteout)
+            };
+        }
         let parent_path = parents.join(&b'/');
         // The parent is taken out of the cache while it is used, and put back when all went well.
         let parent = self.parent(entry, &parent_path)?;

@@ -1,5 +1,6 @@
 //! What this machine has mounted, grouped and running that bears a given word, so that a run can show that it left
-//! nothing behind. It only looks, and looks only at what can be told from other people's work on the machine.
+//! nothing behind. It looks only at what can be told from other people's work on the machine, and removes nothing
+//! but a cgroup that it is told to remove.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,9 @@ use anyhow::{Context, Result, bail};
 
 /// How long the kernel may take to let go of what has ended.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the kernel may take to see that a cgroup's processes have ended.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything on the machine that bears a word, and every network interface and named network namespace.
 pub(crate) struct Snapshot {
@@ -42,6 +46,33 @@ pub(crate) fn cgroups(word: &str) -> Vec<PathBuf> {
         .flat_map(|folder| names(&folder.to_string_lossy()).into_iter().map(move |name| folder.join(name)))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(word)) && path.is_dir())
         .collect()
+}
+
+/// A folder and all folders below it, the deepest last.
+pub(crate) fn walk(folder: &Path) -> Vec<PathBuf> {
+    let mut found = vec![folder.to_owned()];
+    let mut next = 0;
+    while let Some(current) = found.get(next) {
+        let entries = std::fs::read_dir(current).into_iter().flatten().flatten();
+        let below: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        found.extend(below);
+        next += 1;
+    }
+    found
+}
+
+/// Removes a cgroup and those below it; the kernel may take a moment to see that their processes have ended.
+pub(crate) fn remove_cgroup(folder: &Path) -> Result<()> {
+    for path in walk(folder).into_iter().rev() {
+        let began = Instant::now();
+        while let Err(error) = std::fs::remove_dir(&path) {
+            if began.elapsed() > REMOVE_PATIENCE {
+                return Err(error).with_context(|| path.display().to_string());
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+    }
+    Ok(())
 }
 
 /// Processes, not this one or its parents' shell, that bear a word in their command line or their cgroup.

@@ -3,7 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
+mod demo;
 mod fuzz;
 mod interrupt;
 mod machine;
@@ -28,6 +30,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Shows the whole way of a pod on this machine, and takes everything away again. Needs root.
+    Demo,
     /// Runs every test, installing what it needs: checks, unit, property, privileged and QEMU tests.
     Test {
         /// Runs only the steps whose name holds this text (their list: --only '').
@@ -36,6 +40,22 @@ enum Task {
     },
     /// Checks what no compiler checks: dependency edges, module docs, links, unsafe, versions, licences.
     Tidy,
+    /// Measures beside other runtimes and beside the goals; a missed goal is shown and is no failure.
+    Bench {
+        /// What to measure.
+        name: bench::Name,
+        /// Prints one JSON object for machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Runs the peers of the start benchmark, as the benchmark asks on standard input.
+    #[command(hide = true)]
+    BenchPeers {
+        /// A folder with a bundle.
+        bundle: PathBuf,
+        /// Below this cgroup.
+        cgroup: String,
+    },
     /// Fuzzes a parser of outside bytes on the stable toolchain.
     Fuzz {
         /// The fuzz target.
@@ -54,8 +74,11 @@ fn root() -> PathBuf {
 fn run(task: Task) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
     match task {
+        Task::Demo => demo::run(),
         Task::Test { only } => test::run(only.as_deref()),
         Task::Tidy => tidy::run(),
+        Task::Bench { name, json } => bench::run(name, json),
+        Task::BenchPeers { bundle, cgroup } => bench::peers::serve(&bundle, &cgroup),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     }
 }

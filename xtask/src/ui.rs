@@ -12,6 +12,8 @@ const PLAIN_PACE: Duration = Duration::from_secs(20);
 /// Prints steps; one a program.
 pub(crate) struct Ui {
     spinner: Option<ProgressBar>,
+    /// Standard output belongs to a machine: people read standard error.
+    to_error: bool,
     began: Instant,
     step_began: Instant,
     last_plain: Instant,
@@ -31,12 +33,20 @@ impl Ui {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Ui { spinner, began: now, step_began: now, last_plain: now, number: 0 }
+        Ui { spinner, to_error: false, began: now, step_began: now, last_plain: now, number: 0 }
+    }
+
+    /// The same on standard error, where standard output is for a machine.
+    pub(crate) fn beside_json() -> Self {
+        let mut ui = Ui::new();
+        ui.to_error = true;
+        ui
     }
 
     fn print(&self, text: &str) {
         let write = || {
-            let mut out = std::io::stdout().lock();
+            let mut out: Box<dyn Write> =
+                if self.to_error { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
             // A closed pipe is the reader's choice, no fault of the step.
             let _ = writeln!(out, "{text}").and_then(|()| out.flush());
         };

@@ -170,22 +170,32 @@ impl Read for Decoder<'_> {
     }
 }
 
+/// Who failed, which the archive reader's error alone does not tell.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    Decoder,
+    Bound,
+}
+
 /// The archive as it comes out of the decoder, hashed and bounded.
 struct Hashed<R> {
     inner: R,
     hasher: Hasher,
     left: u64,
-    /// The decoder's error, which the archive reader would hide in its own.
-    failed: bool,
+    trouble: Trouble,
 }
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer).inspect_err(|_| self.failed = true)?;
+        let count = self.inner.read(buffer).inspect_err(|_| self.trouble = Trouble::Decoder)?;
         self.hasher.update(&buffer[..count]);
         match self.left.checked_sub(count as u64) {
             Some(left) => self.left = left,
-            None => return Err(io::Error::other("the archive is too large")),
+            None => {
+                self.trouble = Trouble::Bound;
+                return Err(io::Error::other("the archive is too large"));
+            }
         }
         Ok(count)
     }
@@ -232,7 +242,7 @@ pub(super) fn receive(queue: mpsc::Receiver<Piece>, layer: &LayerPart, folder: &
 fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<(Unpacked, Digest), LayerError> {
     let limit = layer.size.saturating_mul(MAX_RATIO).clamp(MIN_UNPACKED, MAX_UNPACKED);
     let decoder = Decoder::new(compressed).map_err(LayerError::Decompress)?;
-    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), left: limit, failed: false };
+    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), left: limit, trouble: Trouble::None };
     let mut archive = Archive::new(BufReader::with_capacity(64 << 10, hashed));
     let unpacked = unpack(&mut archive, folder, limit);
     let mut rest = archive.into_inner();
@@ -241,18 +251,15 @@ fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Resu
     let hashed = rest.into_inner();
     match (unpacked, drained) {
         (Ok(unpacked), Some(Ok(_))) => Ok((unpacked, hashed.hasher.finish())),
-        (Err(UnpackError::Archive(_, Some(source))), _) | (Ok(_), Some(Err(source))) => match hashed.failed {
-            true => Err(LayerError::Decompress(source)),
-            false if hashed.left < BLOCK_SLACK => Err(LayerError::Bomb(limit)),
-            false => Err(UnpackError::Archive("it ends too early".to_owned(), Some(source)).into()),
+        (Err(UnpackError::Archive(_, Some(source))), _) | (Ok(_), Some(Err(source))) => match hashed.trouble {
+            Trouble::Decoder => Err(LayerError::Decompress(source)),
+            Trouble::Bound => Err(LayerError::Bomb(limit)),
+            Trouble::None => Err(UnpackError::Archive("it ends too early".to_owned(), Some(source)).into()),
         },
         (Err(error), _) => Err(error.into()),
         (Ok(_), None) => Err(LayerError::Interrupted),
     }
 }
-
-/// Less than one read of the buffer is left: the bound was hit.
-const BLOCK_SLACK: u64 = 128 << 10;
 
 fn drain(compressed: &mut Compressed) -> Result<(), LayerError> {
     let mut buffer = [0; 8192];

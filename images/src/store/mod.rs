@@ -140,7 +140,7 @@ impl Store {
     /// Waits up to 5 s for another process that has it open, such as the agent before this one.
     pub fn open(root: &Path) -> Result<Store, StoreError> {
         make_folder(root)?;
-        let lock = lock(root)?;
+        let lock = lock_for(root, LOCK_PATIENCE)?;
         let tmp = root.join("tmp");
         match fs::remove_dir_all(&tmp) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(blob_io("empty", &tmp)(error).into()),
@@ -303,11 +303,11 @@ impl Store {
 }
 
 /// Locks the store against other processes. The lock ends with the process, however it ends.
-fn lock(root: &Path) -> Result<File, StoreError> {
+fn lock_for(root: &Path, patience: Duration) -> Result<File, StoreError> {
     let path = root.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(blob_io("open", &path))?;
     let pause = Duration::from_millis(50);
-    for _ in 0..=LOCK_PATIENCE.as_millis() / pause.as_millis() {
+    for _ in 0..=patience.as_millis() / pause.as_millis() {
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(pause),

@@ -5,6 +5,7 @@
 //! progress is continued where it stopped.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -339,19 +340,21 @@ async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<
     }
     // The semaphore is never closed; without a permit the layer would merely be fetched at once.
     let _permit = Arc::clone(&store.0.side_by_side).acquire_owned().await.ok();
-    let mut temporary = Temporary { folder: store.temp_path("layer"), unpacked: Unpacked::default() };
     let (sender, queue) = mpsc::channel(QUEUE);
-    let (part, folder) = (layer.clone(), temporary.folder.clone());
+    let (part, folder) = (layer.clone(), store.temp_path("layer"));
+    // The folder belongs to this closure until it is whole: whatever happens, it is removed off the event loop.
     let unpacking = tokio::task::spawn_blocking(move || {
-        let made = fs::create_dir(&folder);
+        let mut temporary = Temporary { folder, unpacked: Unpacked::default() };
+        let made = fs::DirBuilder::new().mode(0o755).create(&temporary.folder);
         made.map_err(|source| LayerError::Folder { operation: "make its temporary folder", source })?;
-        receive(queue, &part, &folder)
+        temporary.unpacked = receive(queue, &part, &temporary.folder)?;
+        Ok(temporary)
     });
     let sent = send(&shared, &layer, sender).await;
     let unpacked = unpacking.await.map_err(PullError::Task)?;
     // When the network failed, the unpacking was given up because of it.
     sent?;
-    temporary.unpacked = unpacked.map_err(|source| PullError::Layer { layer: layer.blob, source })?;
+    let temporary = unpacked.map_err(|source| PullError::Layer { layer: layer.blob, source })?;
     Ok(Ready { index, temporary: Some(temporary), _turn: turn })
 }
 

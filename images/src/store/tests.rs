@@ -58,3 +58,321 @@ async fn an_image_is_pulled_and_there_after_a_restart_without_a_network() {
     assert_eq!(again.images().unwrap(), [digest]);
     assert!(fs::read_dir(folder.path().join("tmp")).unwrap().next().is_none());
 }
+
+#[tokio::test]
+async fn an_index_leads_to_the_manifest_for_this_machine() {
+    let registry = Registry::start().await;
+    let manifest = registry.add_image("demo/web", "here", &two_layers());
+    let host = Platform::host();
+    let entry = |digest: &Digest, architecture: &str| {
+        serde_json::json!({"mediaType": MANIFEST, "digest": digest.to_string(), "size": 1,
+            "platform": {"os": "linux", "architecture": architecture}})
+    };
+    let index = |entries| serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string();
+    let other = Digest::of(b"another machine's");
+    let both = index(vec![entry(&other, "s390x"), entry(&manifest, &host.architecture)]);
+    let both = registry.add_manifest("demo/web", "both", INDEX, both.as_bytes());
+    let (_folder, store) = store();
+    let image = pull(&store, &registry, &both).await.unwrap();
+    assert_eq!((image.digest, store.image(&both).unwrap().unwrap().layers.len()), (both, 2));
+    let foreign = index(vec![entry(&other, "s390x")]);
+    let foreign = registry.add_manifest("demo/web", "foreign", INDEX, foreign.as_bytes());
+    let error = pull(&store, &registry, &foreign).await.unwrap_err();
+    assert!(matches!(&error, PullError::Platform { source: NoPlatform { .. }, .. }), "{error:?}");
+    assert!(chain(&error).contains("it has linux/s390x"), "{error}");
+}
+
+#[tokio::test]
+async fn an_image_for_another_machine_is_refused_before_its_layers_are_fetched() {
+    let registry = Registry::start().await;
+    let digest = registry.add_image("demo/web", "1", &two_layers());
+    let (_folder, store) = store();
+    let other = Platform { architecture: "riscv64".to_owned(), variant: None };
+    let pulled = store.pull(&client(&registry), "demo/web", &digest, &other, &|_| ()).await;
+    assert!(matches!(pulled, Err(PullError::Platform { .. })));
+    assert!(!registry.seen().iter().any(|seen| seen.path.contains(&Digest::of(&two_layers()[0].0).to_string())));
+}
+
+/// Pulls an image whose layer's blob is answered like this, and returns the error; nothing may be left of it.
+async fn refusal(layer: (Vec<u8>, Vec<u8>), answer: Option<Reply>) -> String {
+    let registry = Registry::start().await;
+    let path = format!("/v2/demo/web/blobs/{}", Digest::of(&layer.0));
+    let digest = registry.add_image("demo/web", "1", &[layer]);
+    if let Some(answer) = answer {
+        registry.replace(&path, answer);
+    }
+    let (folder, store) = store();
+    let endpoint = Endpoint::for_registry(&registry.address, true).unwrap();
+    let client = Client::new(endpoint.with_timeouts(Duration::from_secs(10), Duration::from_millis(300)));
+    let error = store.pull(&client, "demo/web", &digest, &Platform::host(), &|_| ()).await.unwrap_err();
+    assert!(store.image(&digest).unwrap().is_none());
+    for name in ["layers", "images", "tmp", "uploads"] {
+        assert_eq!(fs::read_dir(folder.path().join(name)).unwrap().count(), 0, "left in {name}: {error}");
+    }
+    chain(&error)
+}
+
+#[tokio::test]
+async fn layers_that_are_lied_about_are_refused_and_leave_nothing() {
+    let tar = TarFile::new().file("x", &[1; 5000]).bytes();
+    let (blob, size) = (gzip(&tar), gzip(&tar).len());
+    let layer = || (blob.clone(), tar.clone());
+    let mut other = blob.clone();
+    *other.last_mut().unwrap() ^= 1;
+    for (answer, part) in [
+        (Reply::new(200, other), "content with the digest sha256:"),
+        (Reply::new(200, "<html>".repeat(size)[..size].to_owned()), "content with the digest sha256:"),
+        (Reply::new(200, "<html>"), "sent 6 bytes where the manifest says"),
+        (Reply::new(200, [&blob[..], b"more"].concat()), "bytes where the manifest says"),
+        (Reply::new(404, "gone"), "the registry answers 404 Not Found: gone"),
+        (Reply::new(200, blob.clone()).end(End::Cut(0)), "the transfer broke off"),
+        (Reply::new(200, blob.clone()).end(End::Stall(20)), "nothing for 0.3 s"),
+    ] {
+        let error = refusal(layer(), Some(answer)).await;
+        assert!(error.contains(part), "{error}");
+        assert!(error.contains(&Digest::of(&blob).to_string()), "{error}");
+    }
+    let error = refusal((blob.clone(), b"another tar".to_vec()), None).await;
+    assert!(error.contains("while the image's configuration says"), "{error}");
+    let hostile = TarFile::new().file("../../escape", b"x").bytes();
+    let error = refusal((gzip(&hostile), hostile), None).await;
+    assert!(error.contains("entry \"../../escape\": its name leads upwards"), "{error}");
+    let mut broken = blob.clone();
+    broken[size / 2] ^= 0x55;
+    let error = refusal((broken, tar.clone()), None).await;
+    assert!(error.contains("cannot decompress") || error.contains("not a tar archive"), "{error}");
+    let short = tar[..1024].to_vec();
+    let error = refusal((short.clone(), short), None).await;
+    assert!(error.contains("ends within a file's data"), "{error}");
+}
+
+#[tokio::test]
+async fn a_zstd_window_that_would_take_much_memory_is_refused() {
+    let tar = TarFile::new().file("x", &[1; 5000]).bytes();
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.window_log(27).unwrap();
+    io::Write::write_all(&mut encoder, &tar).unwrap();
+    io::Write::flush(&mut encoder).unwrap();
+    let error = refusal((encoder.finish().unwrap(), tar), None).await;
+    assert!(error.contains("cannot decompress it"), "{error}");
+}
+
+#[tokio::test]
+async fn a_configuration_that_does_not_match_is_refused() {
+    let registry = Registry::start().await;
+    let digest = registry.add_image("demo/web", "1", &two_layers());
+    let layers: Vec<_> = two_layers().iter().map(|(blob, _)| Digest::of(blob).to_string()).collect();
+    let (folder, store) = store();
+    let pulled = pull(&store, &registry, &digest).await;
+    assert!(pulled.is_ok());
+    let config = registry
+        .seen()
+        .into_iter()
+        .map(|seen| seen.path)
+        .find(|path| path.contains("/blobs/") && !layers.iter().any(|layer| path.contains(layer)));
+    registry.replace(&config.unwrap(), Reply::new(200, "{}"));
+    drop((store, folder));
+    let (_folder, store) = self::store();
+    let error = pull(&store, &registry, &digest).await.unwrap_err();
+    assert!(matches!(error, PullError::Client(ClientError::Digest { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_transfer_that_broke_off_is_continued_where_it_stopped() {
+    let registry = Registry::start().await;
+    let tar = TarFile::new().file("x", &(0..200_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).bytes();
+    let path = format!("/v2/demo/web/blobs/{}", Digest::of(&tar));
+    let digest = registry.add_image("demo/web", "1", &[(tar.clone(), tar.clone())]);
+    registry.replace(&path, Reply::new(200, tar.clone()).end(End::Cut(300_000)));
+    registry.on(&path, Reply::new(206, tar.clone()));
+    let (_folder, store) = store();
+    pull(&store, &registry, &digest).await.unwrap();
+    let ranges: Vec<_> = registry.seen().into_iter().filter(|seen| seen.path == path).map(|seen| seen.range).collect();
+    assert_eq!(ranges.len(), 2);
+    assert!(ranges[0].is_none() && ranges[1].as_ref().unwrap().starts_with("bytes="), "{ranges:?}");
+}
+
+#[tokio::test]
+async fn a_registry_without_ranges_begins_again_and_what_is_there_is_skipped() {
+    let registry = Registry::start().await;
+    let tar = TarFile::new().file("x", &(0..200_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).bytes();
+    let path = format!("/v2/demo/web/blobs/{}", Digest::of(&tar));
+    let digest = registry.add_image("demo/web", "1", &[(tar.clone(), tar.clone())]);
+    registry.replace(&path, Reply::new(200, tar.clone()).end(End::Cut(300_000)));
+    registry.on(&path, Reply::new(200, tar.clone()));
+    let (_folder, store) = store();
+    pull(&store, &registry, &digest).await.unwrap();
+    assert_eq!(registry.count(&path), 2);
+}
+
+#[tokio::test]
+async fn a_pull_that_is_dropped_leaves_whole_layers_only() {
+    let registry = Registry::start().await;
+    let layers = two_layers();
+    let digest = registry.add_image("demo/web", "1", &layers);
+    let second = format!("/v2/demo/web/blobs/{}", Digest::of(&layers[1].0));
+    registry.replace(&second, Reply::new(200, layers[1].0.clone()).end(End::Stall(50)));
+    let (folder, first) = store();
+    let placed = tokio::sync::Notify::new();
+    let note = |progress: Progress| {
+        if progress.layers_done == 1 && progress.bytes_done > 0 {
+            placed.notify_one()
+        }
+    };
+    let (client, host) = (client(&registry), Platform::host());
+    let mut pulling = Box::pin(first.pull(&client, "demo/web", &digest, &host, &note));
+    tokio::select! {
+        pulled = &mut pulling => panic!("{pulled:?}"),
+        () = placed.notified() => {}
+    }
+    // What the running pull needs is spared, though nobody lists it.
+    assert_eq!(first.retain(&[]).await.unwrap(), 0);
+    drop(pulling);
+    drop(first);
+    let root = folder.path().to_owned();
+    let again = tokio::task::spawn_blocking(move || Store::open(&root)).await.unwrap().unwrap();
+    assert!(again.image(&digest).unwrap().is_none());
+    assert_eq!(again.names("tmp").unwrap(), Vec::<String>::new());
+    assert_eq!(again.names("layers").unwrap(), [Digest::of(&layers[0].1).hex()]);
+    registry.replace(&second, Reply::new(200, layers[1].0.clone()));
+    pull(&again, &registry, &digest).await.unwrap();
+    assert_eq!(registry.count(&format!("/v2/demo/web/blobs/{}", Digest::of(&layers[0].0))), 1);
+}
+
+#[tokio::test]
+async fn two_pulls_at_once_fetch_a_layer_once() {
+    let registry = Registry::start().await;
+    let layers = two_layers();
+    let one = registry.add_image("demo/web", "1", &layers);
+    let two = registry.add_image("demo/web", "2", &layers[..1]);
+    let (_folder, store) = store();
+    let (first, second, third) =
+        tokio::join!(pull(&store, &registry, &one), pull(&store, &registry, &one), pull(&store, &registry, &two));
+    assert_eq!(first.unwrap().layers, second.unwrap().layers);
+    assert_eq!(third.unwrap().layers.len(), 1);
+    for (blob, _) in &layers {
+        assert_eq!(registry.count(&format!("/v2/demo/web/blobs/{}", Digest::of(blob))), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_is_found_broken_is_fetched_again_alone() {
+    let registry = Registry::start().await;
+    let layers = two_layers();
+    let digest = registry.add_image("demo/web", "1", &layers);
+    let (folder, store) = store();
+    let image = pull(&store, &registry, &digest).await.unwrap();
+    fs::remove_dir_all(&image.layers[1]).unwrap();
+    assert!(store.image(&digest).unwrap().is_none());
+    pull(&store, &registry, &digest).await.unwrap();
+    let counts: Vec<_> =
+        layers.iter().map(|(blob, _)| registry.count(&format!("/v2/demo/web/blobs/{}", Digest::of(blob)))).collect();
+    assert_eq!(counts, [1, 2]);
+    for name in store.names("blobs/sha256").unwrap() {
+        fs::write(folder.path().join("blobs/sha256").join(&name), "damaged").unwrap();
+        assert!(store.image(&digest).unwrap().is_none());
+        assert!(folder.path().join("broken").join(&name).exists());
+        pull(&store, &registry, &digest).await.unwrap();
+    }
+    fs::write(folder.path().join("images").join(digest.hex()), "no json").unwrap();
+    assert!(store.image(&digest).unwrap().is_none());
+    pull(&store, &registry, &digest).await.unwrap();
+    assert!(store.image(&digest).unwrap().is_some());
+}
+
+#[tokio::test]
+async fn retain_removes_what_no_listed_image_has() {
+    let registry = Registry::start().await;
+    let layers = two_layers();
+    let both = registry.add_image("demo/web", "1", &layers);
+    let base = registry.add_image("demo/web", "2", &layers[..1]);
+    let (folder, store) = store();
+    pull(&store, &registry, &both).await.unwrap();
+    pull(&store, &registry, &base).await.unwrap();
+    assert_eq!(store.retain(&[both, base]).await.unwrap(), 0);
+    assert_eq!(store.retain(&[base]).await.unwrap(), 1);
+    assert!(store.image(&both).unwrap().is_none() && store.image(&base).unwrap().is_some());
+    assert_eq!(store.images().unwrap(), [base]);
+    assert_eq!(store.names("blobs/sha256").unwrap().len(), 2);
+    assert_eq!(store.retain(&[]).await.unwrap(), 1);
+    for name in ["blobs/sha256", "layers", "images", "tmp"] {
+        assert_eq!(fs::read_dir(folder.path().join(name)).unwrap().count(), 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn space_is_checked_before_anything_is_fetched() {
+    let registry = Registry::start().await;
+    let tar = TarFile::new().bytes();
+    let config = serde_json::json!({"architecture": Platform::host().architecture, "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&tar).to_string()]}})
+    .to_string();
+    let config_digest = registry.add_blob("demo/web", config.as_bytes());
+    let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest.to_string(), "size": config.len()},
+        "layers": [{"mediaType": LAYER, "digest": Digest::of(&tar).to_string(), "size": 1u64 << 60}]})
+    .to_string();
+    let digest = registry.add_manifest("demo/web", "1", MANIFEST, manifest.as_bytes());
+    let (_folder, store) = store();
+    let error = pull(&store, &registry, &digest).await.unwrap_err().to_string();
+    assert!(error.contains("3458764513820540928 bytes are needed"), "{error}");
+}
+
+/// A file system of 1 MiB, unmounted when it is dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_is_an_error_with_a_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = c"size=1m".to_owned();
+    let mounted = rustix::mount::mount(
+        "tmpfs",
+        folder.path(),
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        Some(options.as_c_str()),
+    );
+    if let Err(errno) = mounted {
+        return println!("skipped: cannot mount a tmpfs (needs root): {errno}");
+    }
+    let disk = SmallDisk(folder);
+    let registry = Registry::start().await;
+    let tar = TarFile::new().file("large", &vec![1; 4 << 20]).bytes();
+    let digest = registry.add_image("demo/web", "1", &[(gzip(&tar), tar)]);
+    let store = Store::open(disk.0.path()).unwrap();
+    let error = pull(&store, &registry, &digest).await.unwrap_err();
+    let full =
+        matches!(&error, PullError::Layer { source: LayerError::Unpack(crate::unpack::UnpackError::Full { .. }), .. });
+    assert!(full, "{error:?}");
+    assert!(chain(&error).contains("entry \"large\": no space left"), "{}", chain(&error));
+    assert_eq!(store.names("tmp").unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn manifests_of_other_things_are_refused() {
+    let registry = Registry::start().await;
+    let (_folder, store) = store();
+    let schema1 = r#"{"schemaVersion":1,"fsLayers":[]}"#;
+    let signed = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let digest = registry.add_manifest("demo/web", "1", signed, schema1.as_bytes());
+    let error = chain(&pull(&store, &registry, &digest).await.unwrap_err());
+    assert!(error.contains(signed) && error.contains(&digest.to_string()), "{error}");
+    for (tag, text) in [("2", "<html>"), ("3", "{\"schemaVersion\":2,\"config\":{},\"layers\":[]}")] {
+        let digest = registry.add_manifest("demo/web", tag, MANIFEST, text.as_bytes());
+        let error = chain(&pull(&store, &registry, &digest).await.unwrap_err());
+        assert!(error.contains("it is not a valid image manifest"), "{error}");
+    }
+}
+
+#[test]
+fn a_store_in_use_is_not_opened_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = Store::open(folder.path()).unwrap();
+    assert!(matches!(lock_for(folder.path(), Duration::ZERO), Err(StoreError::InUse(_))));
+}

@@ -1,0 +1,160 @@
+//! Pulls images that Debian's tools have built and pushed, from Debian's registry, and runs one from an overlay.
+//!
+//! Needs root, docker-registry, skopeo and `shared/real-images/make.sh` beside the checkout; says so when they are
+//! missing. The torture image checks its own unpacked tree: one line per thing that a layer store can get wrong.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use skeg_images::{Client, Endpoint, Image, Platform, Reference, Store};
+
+/// Debian's registry on a port of the kernel's choice, with its data in a temporary folder.
+struct RealRegistry {
+    process: Child,
+    address: String,
+    _folder: tempfile::TempDir,
+}
+
+impl RealRegistry {
+    fn start() -> Result<RealRegistry, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let config = folder.path().join("config.yml");
+        let data = folder.path().join("data");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n",
+            data.display()
+        );
+        fs::write(&config, text).map_err(|error| error.to_string())?;
+        let mut process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("docker-registry cannot be started: {error}"))?;
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let address = lines.by_ref().find_map(|line| {
+            let rest = line.split("listening on ").nth(1)?;
+            Some(rest.chars().take_while(|character| !matches!(character, '"' | ' ' | ',')).collect())
+        });
+        // The pipe is read to its end, so that the registry never waits for it.
+        std::thread::spawn(move || lines.for_each(drop));
+        match address {
+            Some(address) => Ok(RealRegistry { process, address, _folder: folder }),
+            None => Err("docker-registry ended before it listened".to_owned()),
+        }
+    }
+}
+
+impl Drop for RealRegistry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// An overlay of an image's layers, unmounted when it is dropped.
+struct Root {
+    folder: tempfile::TempDir,
+}
+
+impl Root {
+    fn mount(image: &Image) -> Result<Root, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        // An overlay cannot have its upper folder on another overlay: a tmpfs works everywhere.
+        let mount = |source: &str, target: &Path, kind: &str, options: String| {
+            let options = std::ffi::CString::new(options).map_err(|error| error.to_string())?;
+            rustix::mount::mount(source, target, kind, MountFlags::empty(), Some(options.as_c_str()))
+                .map_err(|errno| format!("cannot mount {kind} (needs root): {errno}"))
+        };
+        mount("tmpfs", folder.path(), "tmpfs", "size=64m".to_owned())?;
+        let root = Root { folder };
+        for name in ["upper", "work", "root"] {
+            fs::create_dir(root.path(name)).map_err(|error| error.to_string())?;
+        }
+        let lower: Vec<_> = image.layers.iter().rev().map(|layer| layer.display().to_string()).collect();
+        let (upper, work) = (root.path("upper"), root.path("work"));
+        let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+        mount("overlay", &root.path("root"), "overlay", options)?;
+        mount("proc", &root.path("root/proc"), "proc", String::new())?;
+        Ok(root)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, command: &[&str]) -> std::process::Output {
+        Command::new("/usr/sbin/chroot")
+            .arg(self.path("root"))
+            .args(command)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        for name in ["root/proc", "root", ""] {
+            let _ = rustix::mount::unmount(self.path(name), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Builds the images once into the target folder and pushes them.
+fn push_images(registry: &RealRegistry) -> Result<(), String> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let script = ["../shared", "../../shared"].map(|shared| checkout.join(shared).join("real-images/make.sh"));
+    let Some(script) = script.iter().find(|script| script.exists()) else {
+        return Err(format!("{} is not there", script[0].display()));
+    };
+    let output = Command::new(script)
+        .args(["--push", &registry.address])
+        .arg(Path::new(env!("CARGO_TARGET_TMPDIR")).join("real-images"))
+        .args(["torture:1", "busybox:1"])
+        .output()
+        .map_err(|error| format!("{}: {error}", script.display()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{} failed: {}", script.display(), String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+async fn pull(store: &Store, registry: &RealRegistry, name: &str) -> Image {
+    let reference: Reference = format!("{}/{name}", registry.address).parse().unwrap();
+    let client = Client::new(Endpoint::for_registry(reference.registry(), true).unwrap());
+    let digest = client.resolve(reference.repository(), reference.tag().unwrap()).await.unwrap();
+    store.pull(&client, reference.repository(), &digest, &Platform::host(), &|_| ()).await.unwrap()
+}
+
+#[tokio::test]
+async fn real_images_are_unpacked_as_their_own_check_wants_it() {
+    let registry = match RealRegistry::start() {
+        Ok(registry) => registry,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    if let Err(why) = push_images(&registry) {
+        return println!("skipped: {why}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let (torture, busybox) = tokio::join!(pull(&store, &registry, "torture:1"), pull(&store, &registry, "busybox:1"));
+    assert_eq!((torture.layers.len(), busybox.layers.len()), (4, 1));
+    let root = match Root::mount(&torture) {
+        Ok(root) => root,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let output = root.run(&["/torture/check.sh"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("ok    file capability at work"), "{text}");
+    let root = Root::mount(&busybox).unwrap();
+    let output = root.run(&["/bin/echo", "hello"]);
+    assert_eq!(output.stdout, b"hello\n");
+}

@@ -1,0 +1,44 @@
+//! `cargo xtask bench NAME`: the promises in numbers, measured on this machine beside the goals and, where there
+//! are any, beside peers in the same run. A goal that is missed is shown; only what cannot be measured is a failure.
+
+mod memory;
+pub(crate) mod peers;
+mod report;
+mod size;
+mod start;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::ui::Ui;
+use report::Figure;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Name {
+    /// Start of a container in a resident process, beside crun and runc.
+    Start,
+    /// Sizes of the static binaries, both architectures.
+    Size,
+    /// Memory of init and agent, idle and with 20 pods.
+    Memory,
+}
+
+/// Measures, and prints a table or one JSON object.
+pub(crate) fn run(name: Name, json: bool) -> Result<ExitCode> {
+    let mut ui = if json { Ui::beside_json() } else { Ui::new() };
+    let figures: Vec<Figure> = match name {
+        Name::Start => match start::run(&mut ui, json)? {
+            start::Done::Figures(figures) => figures,
+            start::Done::Elsewhere(code) => return Ok(code),
+        },
+        Name::Size => size::run(&mut ui)?,
+        Name::Memory => memory::run(&mut ui)?,
+    };
+    let text = if json { report::json(name, &figures)? } else { report::table(&figures) };
+    drop(ui);
+    println!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
