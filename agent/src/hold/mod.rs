@@ -19,6 +19,7 @@ pub(crate) mod table;
 mod wire;
 
 pub use client::{Held, HoldError, Holder};
+pub(crate) use wire::Ended;
 pub use wire::{Exit, Exited, MAX_DATA, MAX_FDS, MAX_ITEMS, MAX_KEY, Refusal};
 
 /// Environment variable that tells the agent that its standard input is the socket to init. Its value is `0`.
