@@ -1,14 +1,184 @@
 //! `skegd`: init, agent and local commands of a device.
 
 #![forbid(unsafe_code)]
-// Until the commands call them.
-#![allow(dead_code)]
 
+mod agent;
 pub mod appliance;
+mod apply;
 pub mod async_fd;
+mod commands;
+// Public, so that the compiler counts their items as reachable.
+#[allow(dead_code)]
 pub mod config;
+mod convert;
+mod core;
+#[allow(dead_code)]
 pub mod hold;
 pub mod init;
+mod journal;
+mod link;
+mod local;
+#[allow(dead_code)]
 pub mod logs;
+mod peer;
+mod ports;
+mod streams;
 
-fn main() {}
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use commands::Target;
+use config::Config;
+
+/// Most threads for blocking work at a time; more would only make an SD card slower.
+const BLOCKING_THREADS: usize = 4;
+/// How long a thread for blocking work waits for more of it.
+const BLOCKING_LINGER: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A container host for one board
+#[derive(Debug, Parser)]
+#[command(name = "skegd", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts the agent and keeps what it must not lose; the first process of a board
+    Init {
+        /// Configuration file
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Keeps the device as its manifest says; started by init
+    Agent {
+        /// Configuration file
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Lists the pods of this device
+    Ps {
+        #[command(flatten)]
+        place: Place,
+        /// Form of the output
+        #[arg(short, long, value_parser = ["table", "json"], default_value = "table")]
+        output: String,
+    },
+    /// Prints the log of a container
+    Logs {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        target: Target,
+        /// Goes on with what comes
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last N lines
+        #[arg(long, value_name = "N")]
+        tail: Option<u32>,
+        /// Of the instance before the present one
+        #[arg(short, long)]
+        previous: bool,
+        /// Begins each line with its time
+        #[arg(long)]
+        timestamps: bool,
+    },
+    /// Runs a command in a container and exits with its exit code
+    Exec {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        target: Target,
+        /// Connects standard input
+        #[arg(short = 'i', long)]
+        stdin: bool,
+        /// Gives the command a terminal
+        #[arg(short, long)]
+        tty: bool,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Prints the version
+    Version,
+}
+
+/// Where the agent's socket is.
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// Configuration file of the agent
+    #[arg(long, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// Folder of the agent's socket, in place of the configuration's
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+}
+
+impl Place {
+    fn run_dir(&self) -> anyhow::Result<PathBuf> {
+        match &self.run_dir {
+            Some(folder) => Ok(folder.clone()),
+            // A device without a file has the defaults; a file that was asked for must be there.
+            None if self.config == Path::new(config::DEFAULT_PATH) && !self.config.exists() => {
+                Ok(Config::default().run_dir)
+            }
+            None => Ok(Config::load(&self.config)?.run_dir),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    // The kernel starts `/init` with words of its own command line, which are not ours.
+    let first = std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init");
+    let command =
+        if first { Command::Init { config: config::DEFAULT_PATH.into() } } else { Arguments::parse().command };
+    match run(command) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<i32> {
+    match command {
+        Command::Init { config } => init::run(&config).map(|()| 0),
+        Command::Agent { config } => {
+            let config = Config::load(&config)?;
+            in_runtime(async { agent::run(config).await.map(|()| 0) })
+        }
+        Command::Ps { place, output } => {
+            let run_dir = place.run_dir()?;
+            in_runtime(commands::ps(&run_dir, output == "json"))
+        }
+        Command::Logs { place, target, follow, tail, previous, timestamps } => {
+            let run_dir = place.run_dir()?;
+            in_runtime(commands::logs(&run_dir, &target, follow, tail, previous, timestamps))
+        }
+        Command::Exec { place, target, stdin, tty, command } => {
+            let run_dir = place.run_dir()?;
+            in_runtime(commands::exec(&run_dir, &target, command, stdin, tty))
+        }
+        Command::Version => {
+            println!("skegd {}", env!("CARGO_PKG_VERSION"));
+            Ok(0)
+        }
+    }
+}
+
+fn in_runtime(work: impl Future<Output = anyhow::Result<i32>>) -> anyhow::Result<i32> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_LINGER)
+        .build()?;
+    let code = tokio::task::LocalSet::new().block_on(&runtime, work);
+    // A thread that still reads a terminal's input must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
