@@ -23,7 +23,7 @@ use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
 use crate::peer::Stream;
-use crate::{link, local, streams};
+use crate::{appliance, link, local, streams};
 
 /// Longest wait for containers when the agent is told to end.
 const HALT_GRACE: Duration = Duration::from_secs(30);
@@ -197,6 +197,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (holder, held) = Holder::from_env().context("asking init what it holds")?;
     let (events, mut incoming) = mpsc::unbounded_channel();
     let link = link::Settings::new(&config);
+    if let Some(board) = config.appliance.clone().filter(|_| appliance::is_board()) {
+        drop(spawn_local(appliance::network(board, config.node_name())));
+    }
     let host = Rc::new(make_host(config, holder, events, &link)?);
     let agent = Rc::new(Agent {
         node: RefCell::new(Node::new(boot_id()?)),

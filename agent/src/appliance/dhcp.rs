@@ -307,4 +307,3 @@ fn random() -> u32 {
 fn jittered(wait: Duration) -> Duration {
     wait + wait / 4 * (random() % 256) / 256
 }
-

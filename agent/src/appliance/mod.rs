@@ -9,4 +9,4 @@ mod netlink;
 mod network;
 
 pub use boot::{boot, console, end};
-pub use network::network;
+pub use network::{is_board, network};

@@ -18,6 +18,11 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Between two looks for an interface that is not there yet, such as a USB card.
 const INTERFACE_PERIOD: Duration = Duration::from_secs(2);
 
+/// Tells, in the agent, whether its init is the first process: only then is the network skeg's.
+pub fn is_board() -> bool {
+    rustix::process::getppid().is_some_and(rustix::process::Pid::is_init)
+}
+
 /// Keeps the board's network set up for as long as the agent runs. `hostname` is told to DHCP servers.
 pub async fn network(board: Appliance, hostname: String) {
     match board.network {

@@ -45,9 +45,9 @@ enum State {
 }
 
 impl Agent {
-    pub(super) fn new(config: &Path) -> Agent {
+    pub(super) fn new(program: PathBuf, config: &Path) -> Agent {
         let state = State::Waiting { until: None };
-        Agent { program: program(), config: config.into(), state, pause: Duration::ZERO }
+        Agent { program, config: config.into(), state, pause: Duration::ZERO }
     }
 
     /// The running agent's process.
@@ -146,11 +146,14 @@ impl Agent {
     }
 }
 
-/// Where this program's file lies, or lay when it was started.
-fn program() -> PathBuf {
-    let Ok(path) = std::fs::read_link(SELF) else { return SELF.into() };
-    let bytes = path.as_os_str().as_bytes();
-    match bytes.strip_suffix(b" (deleted)") {
+/// Where this program's file lies, or lay when it was started. A board's first process has no /proc yet to tell;
+/// the kernel has started it by its path.
+pub(super) fn own_program() -> PathBuf {
+    let Ok(path) = std::fs::read_link(SELF) else {
+        let path = std::env::args_os().next().map(PathBuf::from).filter(|path| path.is_absolute());
+        return path.unwrap_or_else(|| SELF.into());
+    };
+    match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
         Some(path) => OsString::from_vec(path.to_vec()).into(),
         None => path,
     }
@@ -162,7 +165,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_bound_and_begin_anew_after_a_long_life() {
-        let mut agent = Agent::new(Path::new("/etc/skeg/skegd.toml"));
+        let mut agent = Agent::new("/init".into(), Path::new("/etc/skeg/skegd.toml"));
         let start = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..9 {

@@ -12,13 +12,13 @@
 //! | `HUP`           | end and start the agent again, say after an upgrade; containers go on        ||
 //!
 //! Stopping is asking the agent first (`TERM`; it stops its pods in good order and leaves), then `TERM` to what is
-//! still held, then `KILL` to every child. A second signal while stopping skips to the next step.
+//! still held, then `KILL` to every child. Another signal while stopping skips what is waited for.
 
 mod agent;
 mod stop;
 mod watchdog;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -39,6 +39,10 @@ use watchdog::Watchdog;
 
 /// Runs until it is told to stop. On a board it does not return: the machine restarts or goes off.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
+    run_with(config_path, agent::own_program())
+}
+
+fn run_with(config_path: &Path, program: PathBuf) -> anyhow::Result<()> {
     let first = getpid().is_init();
     // Blocked before anything is started, so that no exit and no order is missed. The agent gets an empty mask: the
     // standard library clears it in every process that it starts.
@@ -63,11 +67,11 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         rustix::process::set_child_subreaper(Some(getpid())).context("orphans can't be adopted (prctl)")?;
     }
     raise_descriptor_limit();
-    let watchdog = config.appliance.as_ref().and_then(|board| board.watchdog.as_deref()).and_then(Watchdog::open);
+    let watchdog = board.and_then(|board| board.watchdog.as_deref()).and_then(Watchdog::open);
     let mut init = Init {
         table: Table::new(),
         session: None,
-        agent: Agent::new(config_path),
+        agent: Agent::new(program, config_path),
         stop: None,
         watchdog,
         board: board.is_some(),
@@ -235,3 +239,6 @@ impl Init {
         stop.turn(now, &self.agent, &self.table, self.board, children_left)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,7 @@ impl Stop {
                     self.phase = Phase::Everything(now + KILL_PATIENCE);
                 }
                 Phase::Everything(until) => {
-                    if !children_left || over(until) || self.hurry {
+                    if !children_left || over(until) {
                         return Some(self.ending);
                     }
                     // Each turn again: when a process dies, its children become init's.
