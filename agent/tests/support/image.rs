@@ -25,6 +25,9 @@ fn layer() -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(content.len() as u64);
         match link {
             Some(link) => tar.append_link(&mut header, path, link).unwrap(),
