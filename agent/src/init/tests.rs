@@ -93,7 +93,8 @@ struct Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let _ = self.init.kill();
+        // Stopped, not killed: it takes everything that it has started with it. Stopped already is fine.
+        let _ = kill_process(Pid::from_child(&self.init), Signal::TERM);
         let _ = self.init.wait();
     }
 }
