@@ -19,6 +19,8 @@ pub(crate) struct App {
     pub(crate) hub: Hub,
     /// Images that were pushed here.
     pub(crate) registry: Registry,
+    /// Registries that are spoken to without TLS (`host[:port]`).
+    pub(crate) plain_http: Vec<String>,
     /// What the admin shows to be let in.
     pub(crate) admin_token: String,
     /// The raw public key that devices pin.

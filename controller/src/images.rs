@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use skeg_images::{Client, Endpoint, Reference};
 use skeg_protocol::Digest;
 use skeg_protocol::manifest::{Image, ImageSource};
 
@@ -13,58 +14,57 @@ use crate::store::{Database, StoreError};
 const FIRST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// A reference in its parts, as the controller's own registry needs them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Parts<'a> {
-    /// With the registry's host where one is written.
-    pub(crate) name: &'a str,
-    /// Tag; `latest` where neither tag nor digest is written.
-    pub(crate) tag: &'a str,
-    /// Digest, where one is written; it wins over the tag.
-    pub(crate) digest: Option<&'a str>,
-}
-
-/// Takes a reference apart; what the parts may hold is checked by who uses them.
-pub(crate) fn parts(reference: &str) -> Parts<'_> {
-    let (rest, digest) = match reference.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest)),
-        None => (reference, None),
-    };
-    // A colon before a slash belongs to the host's port.
-    let (name, tag) = match rest.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, tag),
-        _ => (rest, "latest"),
-    };
-    Parts { name, tag, digest }
-}
-
 /// Looks a reference up in the controller's own registry: under the name as written and, for a name without a
 /// host and a folder, under `library/`.
 pub(crate) fn own(database: &Database, reference: &str) -> Result<Option<Image>, StoreError> {
-    let Parts { name, tag, digest } = parts(reference);
-    let mut names = vec![name.to_owned()];
-    if !name.contains('/') {
-        names.push(format!("library/{name}"));
+    let Ok(parsed) = reference.parse::<Reference>() else { return Ok(None) };
+    let mut names = vec![parsed.written().to_owned()];
+    if !parsed.written().contains('/') {
+        names.push(format!("library/{}", parsed.written()));
     }
     for repository in names {
-        let found = match digest.map(|digest| digest.parse::<Digest>()) {
-            Some(Ok(digest)) => {
-                database.content(&repository, &digest.0)?.filter(|media_type| !media_type.is_empty()).map(|_| digest)
+        let found = match (parsed.digest(), parsed.tag()) {
+            (Some(digest), _) => {
+                let media_type = database.content(&repository, &digest.0)?;
+                media_type.filter(|media_type| !media_type.is_empty()).map(|_| digest.0)
             }
-            Some(Err(_)) => None,
-            None => database.tag(&repository, tag)?.map(Digest),
+            (None, tag) => database.tag(&repository, tag.unwrap_or("latest"))?,
         };
         if let Some(digest) = found {
             let source = ImageSource::Controller(repository);
-            return Ok(Some(Image { reference: reference.to_owned(), digest, source }));
+            return Ok(Some(Image { reference: reference.to_owned(), digest: Digest(digest), source }));
         }
     }
     Ok(None)
 }
 
-/// Asks the registry that a reference names.
-pub(crate) async fn remote(reference: &str) -> Result<Image, String> {
-    Err(format!("{reference:?} is not in the controller's registry"))
+/// Asks the registry that a reference names. Those in `plain_http` are spoken to without TLS.
+///
+/// # Errors
+/// Why the reference means nothing, for people.
+pub(crate) async fn remote(reference: &str, plain_http: &[String]) -> Result<Image, String> {
+    let known = |digest: skeg_images::Digest| Image {
+        reference: reference.to_owned(),
+        digest: Digest(digest.0),
+        source: ImageSource::Registry,
+    };
+    let parsed: Reference = reference.parse().map_err(|error: skeg_images::ReferenceError| error.to_string())?;
+    if let Some(digest) = parsed.digest() {
+        return Ok(known(*digest));
+    }
+    let failed = |error: &dyn std::error::Error| {
+        let mut text = format!("{reference:?} is not in the controller's registry, and {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    };
+    let plain = plain_http.iter().any(|host| host == parsed.registry());
+    let endpoint = Endpoint::for_registry(parsed.registry(), plain).map_err(|error| failed(&error))?;
+    let tag = parsed.tag().unwrap_or("latest");
+    Client::new(endpoint).resolve(parsed.repository(), tag).await.map(known).map_err(|error| failed(&error))
 }
 
 /// Where the resolution of one pod's reference stands.
@@ -147,20 +147,6 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn references_come_apart_where_they_should() {
-        let cases = [
-            ("nginx", ("nginx", "latest", None)),
-            ("nginx:1.27", ("nginx", "1.27", None)),
-            ("127.0.0.1:5000/a/b", ("127.0.0.1:5000/a/b", "latest", None)),
-            ("127.0.0.1:5000/a/b:x", ("127.0.0.1:5000/a/b", "x", None)),
-            ("ghcr.io/a/b:1@sha256:00", ("ghcr.io/a/b", "1", Some("sha256:00"))),
-        ];
-        for (reference, (name, tag, digest)) in cases {
-            assert_eq!(parts(reference), Parts { name, tag, digest }, "{reference}");
-        }
-    }
 
     #[test]
     fn the_own_registry_is_asked_by_name_and_library_name() {

@@ -43,11 +43,8 @@ impl Target {
             _ => return None,
         };
         let resource = resource(plural)?;
-        let fits = match (resource.namespaced, &namespace, &name) {
-            (false, Some(_), _) | (true, None, Some(_)) => false,
-            _ => true,
-        };
-        fits.then_some(Target { resource, namespace, name, part })
+        let misfit = matches!((resource.namespaced, &namespace, &name), (false, Some(_), _) | (true, None, Some(_)));
+        (!misfit).then_some(Target { resource, namespace, name, part })
     }
 
     fn key(&self, name: &str) -> Key {

@@ -34,6 +34,9 @@ pub(crate) struct Serve {
     /// admin.kubeconfig
     #[arg(long)]
     pub(crate) name: Vec<String>,
+    /// Registry (host or host:port) that is asked without TLS when images are looked up; may be given several times
+    #[arg(long)]
+    pub(crate) plain_http_registry: Vec<String>,
 }
 
 /// A controller that listens and does not serve yet.
@@ -72,6 +75,7 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
         registry: Registry::open(&data.registry(), store.clone())?,
         store,
         hub: Hub::default(),
+        plain_http: options.plain_http_registry.clone(),
         admin_token,
         public_key: identity.public,
         nudges: nudge,

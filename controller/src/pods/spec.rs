@@ -222,6 +222,9 @@ fn container(
     // The controller resolves a reference once and the device keeps to that content.
     at.only("imagePullPolicy", &[json!("IfNotPresent")])?;
     let reference = at.need("image")?;
+    if let Err(error) = reference.text()?.parse::<skeg_images::Reference>() {
+        return Err(Invalid { field: reference.path().to_owned(), problem: error.to_string() }.into());
+    }
     let variables = at.items("env")?;
     Ok(Container {
         name: at.need("name")?.bounded()?,
@@ -586,6 +589,11 @@ mod tests {
     fn bad_values_are_named_with_their_rule() {
         for (pointer, value, part) in [
             ("/spec/containers/0/image", json!(5), "spec.containers[0].image: 5 must be a text"),
+            (
+                "/spec/containers/0/image",
+                json!("Demo:1"),
+                "spec.containers[0].image: \"Demo:1\" is not an image reference",
+            ),
             ("/spec/containers/0/name", json!("Web"), "spec.containers[0].name: \"Web\" must be a DNS label"),
             ("/spec/restartPolicy", json!("Sometimes"), "spec.restartPolicy: \"Sometimes\" must be Always"),
             ("/spec/containers/0/ports/0/containerPort", json!(70000), "ports[0].containerPort: 70000 is out of range"),

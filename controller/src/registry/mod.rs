@@ -1,26 +1,153 @@
-//! The controller's own registry.
+//! The controller's own image registry (OCI distribution-spec 1.1, `/v2/`): people push and pull with the admin's
+//! token, devices pull with their enrolled keys. Bytes lie in `skeg_images`' blob folder, verified before they
+//! have a name; which repository has what is in the store.
+
+mod blobs;
+mod error;
+mod manifests;
+mod name;
+mod uploads;
+
+use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use hyper::header::{CONTENT_TYPE, HeaderName};
+use hyper::{Method, StatusCode};
+use serde_json::json;
+use skeg_images::blobs::Blobs;
 
+use crate::api;
 use crate::app::App;
 use crate::store::{Database, Key32};
+use error::RegistryError;
+use name::Place;
 
+/// The header by which clients know that this is a registry.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// The digest of what an answer is about.
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// The registry's blobs, and who is writing what.
 #[derive(Debug)]
-pub(crate) struct Registry;
+pub(crate) struct Registry {
+    blobs: Arc<Blobs>,
+    store: Arc<Database>,
+    /// Uploads that a request is writing to right now.
+    busy: Mutex<HashSet<String>>,
+    /// Held while a blob gets or loses its last name, so that the two never cross.
+    ledger: Mutex<()>,
+}
 
 impl Registry {
-    pub(crate) fn open(_root: &Path, _store: Arc<Database>) -> Result<Self> {
-        Ok(Registry)
+    /// Opens the folder. Uploads that an earlier process left unfinished are dropped: clients begin them again.
+    pub(crate) fn open(root: &Path, store: Arc<Database>) -> Result<Self> {
+        let open = || {
+            let blobs = Blobs::open(root)?;
+            blobs.uploads()?.iter().try_for_each(|id| blobs.remove_upload(id))?;
+            Ok::<_, skeg_images::blobs::BlobError>(blobs)
+        };
+        let blobs = Arc::new(open().with_context(|| format!("cannot open the registry in {}", root.display()))?);
+        Ok(Registry { blobs, store, busy: Mutex::default(), ledger: Mutex::default() })
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, ()> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn busy(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(crate) fn admin_router(_app: Arc<App>) -> Router {
-    Router::new()
+/// The registry for people.
+pub(crate) fn admin_router(app: Arc<App>) -> Router {
+    router(move |request| {
+        let app = app.clone();
+        async move {
+            if !api::is_admin(&app, request.headers()) {
+                return api::ask_for_password(RegistryError::unauthorized().into_response());
+            }
+            answer(&app, request).await
+        }
+    })
 }
 
-pub(crate) fn device_router(_app: Arc<App>, _key: Key32) -> Router {
+/// The registry for the device that has proved to hold `key`: read-only, and only while the key is enrolled.
+pub(crate) fn device_router(app: Arc<App>, key: Key32) -> Router {
+    router(move |request| {
+        let app = app.clone();
+        async move {
+            match app.store.node_of_key(&key) {
+                Ok(Some(_)) => {}
+                Ok(None) => return RegistryError::denied("this device's key is not enrolled here").into_response(),
+                Err(error) => return RegistryError::from(error).into_response(),
+            }
+            if !matches!(*request.method(), Method::GET | Method::HEAD) {
+                return RegistryError::denied("devices only read").into_response();
+            }
+            answer(&app, request).await
+        }
+    })
+}
+
+fn router<F, A>(handler: F) -> Router
+where
+    F: Fn(Request) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response> + Send + 'static,
+{
+    let handler = move |request: Request| handler(request);
     Router::new()
+        .route("/v2", any(handler.clone()))
+        .route("/v2/", any(handler.clone()))
+        .route("/v2/{*path}", any(handler))
+}
+
+async fn answer(app: &Arc<App>, request: Request) -> Response<Body> {
+    let mut response = serve(app, request).await.unwrap_or_else(RegistryError::into_response);
+    response.headers_mut().insert(API_VERSION, hyper::header::HeaderValue::from_static("registry/2.0"));
+    response
+}
+
+async fn serve(app: &Arc<App>, request: Request) -> Result<Response<Body>, RegistryError> {
+    let path = request.uri().path().strip_prefix("/v2").unwrap_or_default().trim_start_matches('/').to_owned();
+    let (registry, method) = (&app.registry, request.method().clone());
+    let reading = method == Method::GET || method == Method::HEAD;
+    match Place::parse(&path)? {
+        Place::Base if reading => Ok(json_answer(&json!({}))),
+        Place::Catalog if reading => Ok(json_answer(&json!({"repositories": registry.store.repositories()?}))),
+        Place::Tags { repository } if reading => manifests::tags(registry, &repository),
+        Place::Manifest { repository, reference } => match method {
+            Method::GET | Method::HEAD => manifests::get(registry, &repository, &reference, method == Method::HEAD),
+            Method::PUT => manifests::put(app, &repository, &reference, request).await,
+            Method::DELETE => manifests::delete(registry, &repository, &reference),
+            _ => Err(RegistryError::method()),
+        },
+        Place::Blob { repository, digest } => match method {
+            Method::GET | Method::HEAD => {
+                blobs::get(registry, &repository, &digest, request.headers(), method == Method::HEAD)
+            }
+            Method::DELETE => blobs::delete(registry, &repository, &digest),
+            _ => Err(RegistryError::method()),
+        },
+        Place::Uploads { repository } if method == Method::POST => uploads::begin(registry, &repository, request).await,
+        Place::Upload { repository, id } => match method {
+            Method::GET => uploads::progress(registry, &repository, &id),
+            Method::PATCH => uploads::append(registry, &repository, &id, request).await,
+            Method::PUT => uploads::finish(registry, &repository, &id, request).await,
+            Method::DELETE => uploads::cancel(registry, &id),
+            _ => Err(RegistryError::method()),
+        },
+        _ => Err(RegistryError::method()),
+    }
+}
+
+fn json_answer(value: &serde_json::Value) -> Response<Body> {
+    (StatusCode::OK, [(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }

@@ -1,6 +1,8 @@
 //! The store over redb: one file, one durable transaction a change.
 
+use std::fs::OpenOptions;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +24,7 @@ pub(crate) struct Database {
 }
 
 /// Runs what waits for the disk without holding up the other tasks of this thread.
-fn on_disk<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn on_disk<T>(work: impl FnOnce() -> T) -> T {
     match tokio::runtime::Handle::try_current() {
         Ok(handle) if handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
             tokio::task::block_in_place(work)
@@ -37,8 +39,10 @@ impl Database {
     /// # Errors
     /// The file cannot be opened, is in use by another process, or is damaged.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let redb = redb::Database::create(path)
-            .map_err(|error| StoreError::Open { path: path.to_owned(), source: Box::new(error.into()) })?;
+        let failed = |error: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(error) };
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
+        let redb = redb::Builder::new().create_file(file).map_err(|error| failed(error.into()))?;
         let write = redb.begin_write()?;
         write.open_table(OBJECTS)?;
         super::keys::create(&write)?;

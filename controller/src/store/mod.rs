@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use thiserror::Error;
 
-pub(crate) use database::Database;
+pub(crate) use database::{Database, on_disk};
 pub(crate) use history::{Expired, Watch};
 pub(crate) use keys::{EnrolError, Key32};
 pub(crate) use manifests::StoredManifest;

@@ -1,0 +1,240 @@
+//! A device as the tests play it: a key, a TLS client with raw public keys, and the device's end of the protocol.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustls::client::AlwaysResolvesClientRawPublicKeys;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use skeg_protocol::message::{Held, Hello, NodeInfo, StatusUpdate, VERSIONS};
+use skeg_protocol::status::reason;
+use skeg_protocol::{
+    Connection, ContainerState, ContainerStatus, Digest, LinkError, Message, Phase, Pod, PodStatus, Uid,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::tls::{Identity, key_of_spki};
+
+#[derive(Debug)]
+struct Pinned {
+    key: [u8; 32],
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        assert_eq!(key_of_spki(end_entity), Some(self.key));
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature_with_raw_key(
+            message,
+            &SubjectPublicKeyInfoDer::from(cert.as_ref()),
+            dss,
+            &self.algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+/// A new key.
+pub(super) fn identity() -> Identity {
+    let random = ring::rand::SystemRandom::new();
+    let document = ring::signature::Ed25519KeyPair::generate_pkcs8(&random).unwrap();
+    Identity::from_pkcs8(document.as_ref().to_vec()).unwrap()
+}
+
+/// A TLS connection as a device.
+pub(super) async fn connect(
+    address: SocketAddr,
+    controller: [u8; 32],
+    identity: &Identity,
+    alpn: &[u8],
+) -> TlsStream<TcpStream> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { key: controller, algorithms }))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity.certified().unwrap())));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("skeg").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+}
+
+/// What a device says first.
+pub(super) fn hello(name: &str, join: Option<&str>, held: Held) -> Hello {
+    let text = |text: &str| heapless::String::try_from(text).unwrap();
+    Hello {
+        versions: VERSIONS,
+        join: join.map(|join| heapless::String::try_from(join).unwrap()),
+        node: NodeInfo {
+            name: heapless::String::try_from(name).unwrap(),
+            arch: heapless::String::try_from("amd64").unwrap(),
+            kernel: text("6.1.0"),
+            os: text("Debian 12"),
+            agent: heapless::String::try_from("0.1.0").unwrap(),
+            cpus: 4,
+            memory_bytes: 1 << 30,
+            boot: Uid([5; 16]),
+            address: None,
+        },
+        held,
+    }
+}
+
+/// Holds nothing.
+pub(super) const NOTHING: Held = Held { revision: 0, digest: Digest([0; 32]) };
+
+/// A connected device.
+pub(super) struct Device {
+    pub(super) connection: Connection,
+    stream: TlsStream<TcpStream>,
+    began: Instant,
+    pub(super) held: Held,
+    pub(super) pods: BTreeMap<Uid, Pod>,
+}
+
+impl Device {
+    /// Connects and says Hello; nothing is read yet.
+    pub(super) async fn open(address: SocketAddr, controller: [u8; 32], identity: &Identity, hello: Hello) -> Self {
+        let stream = connect(address, controller, identity, b"skeg/1").await;
+        let began = Instant::now();
+        let held = hello.held;
+        let connection = Connection::device(hello, began.elapsed()).unwrap();
+        Device { connection, stream, began, held, pods: BTreeMap::new() }
+    }
+
+    /// Waits for the next message; `None` when the controller has closed.
+    pub(super) async fn next(&mut self) -> Result<Option<Message>, LinkError> {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            self.flush().await;
+            if let Some(message) = self.connection.next()? {
+                return Ok(Some(message));
+            }
+            match self.stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return Ok(None),
+                Ok(count) => self.connection.receive(&buffer[..count], self.began.elapsed()),
+            }
+        }
+    }
+
+    /// Waits for the next message, which must come.
+    pub(super) async fn expect(&mut self) -> Message {
+        self.next().await.unwrap().unwrap()
+    }
+
+    pub(super) async fn flush(&mut self) {
+        let output = self.connection.output(self.began.elapsed());
+        // The controller may have closed.
+        let _ = self.stream.write_all(&output).await;
+        let _ = self.stream.flush().await;
+    }
+
+    pub(super) async fn send(&mut self, message: impl Into<Message>) {
+        self.connection.send(message).unwrap();
+        self.flush().await;
+    }
+
+    /// Sends bytes past the protocol.
+    pub(super) async fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    /// Takes a manifest as a device does and says that it is held. Gives its base.
+    pub(super) async fn take_manifest(&mut self) -> u64 {
+        let Message::ManifestBegin(begin) = self.expect().await else { panic!("no manifest begins") };
+        if begin.base == 0 {
+            self.pods.clear();
+        } else {
+            assert_eq!(begin.base, self.held.revision);
+        }
+        for uid in &begin.removed {
+            assert!(self.pods.remove(uid).is_some());
+        }
+        loop {
+            match self.expect().await {
+                Message::ManifestPod(pod) => {
+                    pod.validate().unwrap();
+                    self.pods.insert(pod.uid, pod);
+                }
+                Message::ManifestEnd(end) => {
+                    let pods: Vec<&Pod> = self.pods.values().collect();
+                    let bytes = postcard::to_allocvec(&pods).unwrap();
+                    assert_eq!(Digest(crate::secret::sha256(&bytes)), end.digest);
+                    assert_eq!(end.revision, begin.revision);
+                    self.held = Held { revision: end.revision, digest: end.digest };
+                    self.send(self.held).await;
+                    return begin.base;
+                }
+                other => panic!("{other:?} within a manifest"),
+            }
+        }
+    }
+
+    /// Reports that all pods run.
+    pub(super) async fn report(&mut self, full: bool, removed: Vec<Uid>) {
+        let pods = self.pods.values().map(running).collect();
+        self.send(StatusUpdate { full, pods, removed }).await;
+    }
+}
+
+/// The status of a pod that runs.
+pub(super) fn running(pod: &Pod) -> PodStatus {
+    let containers = pod.containers.iter().map(|container| ContainerStatus {
+        name: container.name.clone(),
+        state: ContainerState::Running { started_at: 1_700_000_000_000 },
+        last: None,
+        restarts: 0,
+        image: Some(container.image.digest),
+    });
+    PodStatus {
+        uid: pod.uid,
+        phase: Phase::Running,
+        reason: reason(""),
+        message: String::new(),
+        started_at: 1_700_000_000_000,
+        containers: containers.collect(),
+    }
+}

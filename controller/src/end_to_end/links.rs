@@ -1,0 +1,254 @@
+//! What devices and the controller do to each other.
+
+use http_body_util::BodyExt;
+use hyper::Method;
+use serde_json::json;
+use skeg_protocol::message::{Channel, RejectCode, StatusUpdate, StreamEnd, StreamRequest};
+use skeg_protocol::{LinkError, Message};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::device::{Device, NOTHING, connect, hello, identity, running};
+use super::{Controller, node_key, pod_key};
+use crate::commands::client::is_refusal;
+use crate::schedule::is_ready;
+use crate::tls::Identity;
+
+/// Enrols a new device.
+async fn enrol(controller: &Controller, name: &str) -> (Identity, Device) {
+    let identity = identity();
+    let token = controller.token().await;
+    let mut device = open(controller, &identity, hello(name, Some(&token), NOTHING)).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+    controller.until(&node_key(name), is_ready).await;
+    (identity, device)
+}
+
+async fn open(controller: &Controller, identity: &Identity, hello: skeg_protocol::message::Hello) -> Device {
+    Device::open(controller.address, controller.app.public_key, identity, hello).await
+}
+
+async fn refused(controller: &Controller, identity: &Identity, name: &str, join: Option<&str>) -> (RejectCode, String) {
+    let mut device = open(controller, identity, hello(name, join, NOTHING)).await;
+    match device.next().await {
+        Err(LinkError::Rejected(reject)) => (reject.code, reject.message),
+        other => panic!("let in: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_goes_down_to_its_device_and_its_status_comes_back() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (_, mut device) = enrol(&controller, "kiln-7").await;
+    controller.create_pod("web").await;
+    assert_eq!(device.take_manifest().await, 0);
+    let pod = device.pods.values().next().unwrap().clone();
+    assert_eq!((pod.name.as_str(), pod.containers[0].image.digest.0), ("web", [7; 32]));
+    device.report(true, Vec::new()).await;
+    let seen = controller.until(&pod_key("web"), |pod| pod["status"]["phase"] == "Running").await;
+    assert_eq!(seen["spec"]["nodeName"], "kiln-7");
+    assert_eq!(seen["status"]["hostIP"], "127.0.0.1");
+    assert_eq!(seen["status"]["containerStatuses"][0]["ready"], true);
+
+    controller.create_pod("two").await;
+    assert_eq!(device.take_manifest().await, 1);
+    let place = "/api/v1/namespaces/default/pods/web";
+    controller.client.json(Method::DELETE, place, None).await.unwrap();
+    assert_eq!(device.take_manifest().await, 2);
+    assert!(!device.pods.contains_key(&pod.uid));
+    // The device has not stopped it yet: the object stays.
+    let marked = controller.client.json(Method::GET, place, None).await.unwrap();
+    assert!(marked["metadata"]["deletionTimestamp"].is_string());
+    device.report(false, vec![pod.uid]).await;
+    controller.until(&pod_key("web"), serde_json::Value::is_null).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_comes_back_is_sent_only_what_it_lacks() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (identity, mut device) = enrol(&controller, "kiln-7").await;
+    controller.create_pod("one").await;
+    device.take_manifest().await;
+    let (held, pods) = (device.held, device.pods.clone());
+    drop(device);
+    controller.until(&node_key("kiln-7"), |node| !is_ready(node)).await;
+    let mut device = open(&controller, &identity, hello("kiln-7", None, held)).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+    (device.held, device.pods) = (held, pods);
+    controller.create_pod("two").await;
+    assert_eq!(device.take_manifest().await, held.revision, "the first manifest of the new connection is a difference");
+    drop(device);
+    // A digest that the controller never sent: everything is sent anew, above the revision that the device knows.
+    let strange = skeg_protocol::message::Held { revision: 90, digest: skeg_protocol::Digest([9; 32]) };
+    let mut device = open(&controller, &identity, hello("kiln-7", None, strange)).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+    assert_eq!(device.take_manifest().await, 0);
+    assert_eq!((device.held.revision, device.pods.len()), (91, 2));
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_those_are_let_in_who_may() {
+    let controller = Controller::start().await;
+    let token = controller.token().await;
+    let (first, second) = (identity(), identity());
+    let (code, message) = refused(&controller, &first, "a", None).await;
+    assert_eq!(code, RejectCode::UnknownKey);
+    assert!(message.contains("skeg token create"));
+    let (code, _) = refused(&controller, &first, "a", Some("wrong")).await;
+    assert_eq!(code, RejectCode::Token);
+    let (code, _) = refused(&controller, &first, "Not A Name", Some(&token)).await;
+    assert_eq!(code, RejectCode::Invalid);
+    let mut device = open(&controller, &first, hello("a", Some(&token), NOTHING)).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+    let (code, message) = refused(&controller, &second, "b", Some(&token)).await;
+    assert_eq!(code, RejectCode::Token);
+    assert!(message.contains("used already"), "{message}");
+    let token = controller.token().await;
+    let (code, _) = refused(&controller, &second, "a", Some(&token)).await;
+    assert_eq!(code, RejectCode::NameTaken);
+    // A deleted node's key is forgotten, and its device cut off.
+    controller.until(&node_key("a"), is_ready).await;
+    controller.client.json(Method::DELETE, "/api/v1/nodes/a", None).await.unwrap();
+    assert_eq!(device.next().await, Ok(None));
+    assert_eq!(refused(&controller, &first, "a", None).await.0, RejectCode::UnknownKey);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_ends_only_the_connection_that_it_came_on() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (_, mut good) = enrol(&controller, "good").await;
+    let (_, mut bad) = enrol(&controller, "bad").await;
+    bad.send_raw(&[0xff, 0xff, 0xff, 4]).await;
+    assert_eq!(bad.next().await, Ok(None));
+    let node = controller.until(&node_key("bad"), |node| !is_ready(node)).await;
+    let message = node["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("16777215 bytes is over the limit"), "{message}");
+    let (_, mut worse) = enrol(&controller, "worse").await;
+    worse.send_raw(&[3, 0, 0, 10, 1, 0xff, 0xff]).await;
+    assert_eq!(worse.next().await, Ok(None));
+    controller.create_pod("web").await;
+    good.take_manifest().await;
+    good.report(true, Vec::new()).await;
+    controller.until(&pod_key("web"), |pod| pod["status"]["phase"] == "Running").await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_has_no_say_about_the_pods_of_another() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (_, mut owner) = enrol(&controller, "owner").await;
+    controller.create_pod("web").await;
+    owner.take_manifest().await;
+    let (_, mut liar) = enrol(&controller, "liar").await;
+    let mut status = running(owner.pods.values().next().unwrap());
+    status.phase = skeg_protocol::Phase::Failed;
+    liar.send(StatusUpdate { full: true, pods: vec![status], removed: Vec::new() }).await;
+    // The liar's next breach is answered after its lie was dealt with.
+    liar.send_raw(&[0xff, 0xff, 0xff, 4]).await;
+    assert_eq!(liar.next().await, Ok(None));
+    let pod = controller.until(&pod_key("web"), |_| true).await;
+    assert_ne!(pod["status"]["phase"], "Failed");
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_connection_of_a_device_counts() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (identity, mut old) = enrol(&controller, "kiln-7").await;
+    let mut new = open(&controller, &identity, hello("kiln-7", None, NOTHING)).await;
+    assert!(matches!(new.expect().await, Message::Welcome(_)));
+    assert_eq!(old.next().await, Ok(None));
+    let node = controller.until(&node_key("kiln-7"), |_| true).await;
+    assert!(is_ready(&node), "the end of the old connection is not the node's");
+    controller.create_pod("web").await;
+    new.take_manifest().await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_nobody_has_holds_up_no_other_pod() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (_, mut device) = enrol(&controller, "kiln-7").await;
+    let pod = json!({
+        "metadata": {"name": "lost"},
+        "spec": {"containers": [{"name": "main", "image": "127.0.0.1:1/nobody/has:this"}]},
+    });
+    controller.client.json(Method::POST, "/api/v1/namespaces/default/pods", Some(&pod)).await.unwrap();
+    let state = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["state"]["waiting"].clone();
+    let lost = controller.until(&pod_key("lost"), |pod| state(pod)["reason"] == "ErrImagePull").await;
+    let message = state(&lost)["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("127.0.0.1:1"), "{message}");
+    controller.create_pod("web").await;
+    device.take_manifest().await;
+    assert_eq!(device.pods.len(), 1);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_flow_from_the_device_within_their_credit() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (_, mut device) = enrol(&controller, "kiln-7").await;
+    controller.create_pod("web").await;
+    device.take_manifest().await;
+    let sent: Vec<u8> = (0..40_000).flat_map(|line| format!("line {line}\n").into_bytes()).collect();
+    let expected = sent.clone();
+    let device = tokio::spawn(async move {
+        let Message::StreamOpen(open) = device.expect().await else { panic!("no stream") };
+        assert!(matches!(open.request, StreamRequest::Logs { tail: Some(5), follow: true, .. }));
+        let mut rest = &sent[..];
+        while !rest.is_empty() {
+            let count = device.connection.send_stream(open.id, Channel::Stdout, rest).unwrap();
+            rest = &rest[count..];
+            device.flush().await;
+            if !rest.is_empty() {
+                assert!(matches!(device.expect().await, Message::StreamCredit(_)));
+            }
+        }
+        device.connection.close_stream(open.id, StreamEnd::Done).unwrap();
+        device.flush().await;
+        device
+    });
+    let place = "/api/v1/namespaces/default/pods/web/log?follow=true&tailLines=5";
+    let body = controller.client.send(Method::GET, place, None).await.unwrap().into_body();
+    assert_eq!(body.collect().await.unwrap().to_bytes(), expected);
+    drop(device.await.unwrap());
+    controller.until(&node_key("kiln-7"), |node| !is_ready(node)).await;
+    let error = controller.client.send(Method::GET, place, None).await.unwrap_err();
+    assert!(is_refusal(&error, "ServiceUnavailable"), "{error}");
+    controller.stop().await;
+}
+
+/// One HTTP/1.1 request of a device to the registry; gives the whole answer.
+async fn request(controller: &Controller, identity: &Identity, line: &str) -> String {
+    let mut stream = connect(controller.address, controller.app.public_key, identity, b"http/1.1").await;
+    let text = format!("{line} HTTP/1.1\r\nhost: skeg\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // The controller may close without a TLS goodbye.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_registry_is_read_only_for_enrolled_devices_and_closed_to_others() {
+    let controller = Controller::start().await;
+    let (known, _device) = enrol(&controller, "kiln-7").await;
+    let get = request(&controller, &known, "GET /v2/").await;
+    assert!(get.starts_with("HTTP/1.1 200"), "{get}");
+    let push = request(&controller, &known, "POST /v2/demo/blobs/uploads/").await;
+    assert!(push.starts_with("HTTP/1.1 403") && push.contains("devices only read"), "{push}");
+    let stranger = request(&controller, &identity(), "GET /v2/").await;
+    assert!(stranger.starts_with("HTTP/1.1 403") && stranger.contains("not enrolled"), "{stranger}");
+    let api = request(&controller, &known, "GET /api/v1/pods").await;
+    assert!(api.starts_with("HTTP/1.1 404"), "{api}");
+    controller.stop().await;
+}
