@@ -3,24 +3,29 @@
 use std::collections::BTreeMap;
 
 use skeg_protocol::limits::MAX_PODS;
+use skeg_protocol::manifest::HostPorts;
 use skeg_protocol::message::{ManifestBegin, ManifestEnd};
 use skeg_protocol::{Manifest, Message, Pod, Uid};
 
 use crate::store::StoredManifest;
 
-/// Puts pods in a manifest's order and leaves out those that cannot be in it, each with the reason.
+/// Puts pods in a manifest's order and leaves out those that cannot be in it, each with the reason. Pods come in the
+/// order of their claims: of two that want the same host port, the first gets it.
 pub(crate) fn assemble(pods: Vec<Pod>) -> (Vec<Pod>, Vec<(Uid, String)>) {
-    let mut by_uid: BTreeMap<Uid, Pod> = BTreeMap::new();
-    let mut refused = Vec::new();
-    for pod in pods {
-        if by_uid.len() >= MAX_PODS {
-            refused.push((pod.uid, format!("the node has {MAX_PODS} pods already, more are not possible")));
+    let (mut taken, mut refused) = (BTreeMap::new(), Vec::new());
+    let mut ports = HostPorts::default();
+    for pod in &pods {
+        let obstacle = if taken.len() >= MAX_PODS {
+            Some(format!("the node has {MAX_PODS} pods already, more are not possible"))
         } else {
-            by_uid.insert(pod.uid, pod);
+            ports.add(pod).err().map(|clash| clash.to_string())
+        };
+        match obstacle {
+            Some(obstacle) => refused.push((pod.uid, obstacle)),
+            None => drop(taken.insert(pod.uid, pod.clone())),
         }
     }
-    let pods: Vec<Pod> = by_uid.into_values().collect();
-    (pods, refused)
+    (taken.into_values().collect(), refused)
 }
 
 /// The messages that bring a device from `base` (or nothing) to `target`.
@@ -105,5 +110,23 @@ mod tests {
         let (taken, refused) = assemble(pods.collect());
         assert_eq!((taken.len(), refused.len()), (MAX_PODS, 1));
         assert!(taken.is_sorted_by_key(|pod| pod.uid));
+    }
+
+    #[test]
+    fn of_two_pods_with_one_host_port_the_first_gets_it() {
+        let port = skeg_protocol::manifest::Port {
+            container_port: 80,
+            host_port: Some(8080),
+            host_ip: None,
+            protocol: skeg_protocol::manifest::Protocol::Tcp,
+        };
+        let [mut first, mut second] = [pod(9, "a"), pod(1, "a")];
+        first.containers[0].ports.push(port.clone());
+        second.containers[0].ports.push(port);
+        let (taken, refused) = assemble(vec![first.clone(), second.clone(), pod(3, "a")]);
+        assert_eq!(taken.iter().map(|pod| pod.uid.0[0]).collect::<Vec<_>>(), [3, 9]);
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].0 == second.uid && refused[0].1.contains("8080"), "{refused:?}");
+        assert_eq!(Manifest { revision: 1, pods: taken }.validate(), Ok(()));
     }
 }

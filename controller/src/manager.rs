@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use skeg_protocol::Pod;
 use skeg_protocol::manifest::{Image, ImageSource};
+use skeg_protocol::{Pod, Uid};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::app::App;
@@ -16,7 +16,7 @@ use crate::compile::assemble;
 use crate::images::{self, Answers, Standing};
 use crate::link::Command;
 use crate::pods::{conditions, convert, failed_images, image_references, unschedulable};
-use crate::schedule::choose;
+use crate::schedule::{Load, choose};
 use crate::store::{Action, Change, Expired, Key, Store, StoreError, Watch, update};
 use crate::time;
 
@@ -133,10 +133,10 @@ impl Manager {
     fn schedule(&self, nodes: &[Value]) -> Result<(), StoreError> {
         let store = self.app.store.as_ref();
         let pods = store.list("Pod", None)?.items;
-        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        let mut loads: BTreeMap<String, Load> = BTreeMap::new();
         for pod in pods.iter().filter(|pod| !is_over(pod)) {
             if let Some(node) = pod["spec"]["nodeName"].as_str() {
-                *counts.entry(node.to_owned()).or_default() += 1;
+                loads.entry(node.to_owned()).or_default().add(pod);
             }
         }
         for pod in &pods {
@@ -150,7 +150,7 @@ impl Manager {
                     continue;
                 }
                 Some(node) => Err(format!("the node {node} that spec.nodeName names does not exist")),
-                None => choose(pod, nodes, &counts),
+                None => choose(pod, nodes, &loads),
             };
             let now = time::now();
             update(store, &pod_key(pod), |pod| match &choice {
@@ -161,7 +161,7 @@ impl Manager {
                 Err(message) => pod["status"] = unschedulable(pod, message, now),
             })?;
             if let Ok(node) = choice {
-                *counts.entry(node).or_default() += 1;
+                loads.entry(node).or_default().add(pod);
             }
         }
         Ok(())
@@ -185,13 +185,24 @@ impl Manager {
             // A pod whose new image is not known yet goes on as it was.
             wanted.extend(self.compile_pod(pod, uid, prior)?.or_else(|| prior.cloned()));
         }
+        // What runs already keeps its claims against what is new.
+        wanted.sort_by_key(|pod| newest.manifest.pod(pod.uid).is_none());
         let (wanted, refused) = assemble(wanted);
-        for (uid, message) in refused {
-            log::warn!("node {node}: pod {uid} is left out: {message}");
-        }
+        self.refuse(pods, &refused)?;
         let (_, new) = self.app.store.advance_manifest(node, wanted, 0)?;
         if new || leaving {
             self.app.hub.send(node, Command::Manifest);
+        }
+        Ok(())
+    }
+
+    /// Says in their status why pods cannot be in their node's manifest.
+    fn refuse(&self, pods: &[&Value], refused: &[(Uid, String)]) -> Result<(), StoreError> {
+        for (uid, message) in refused {
+            let uid = uid.to_string();
+            let Some(pod) = pods.iter().find(|pod| pod["metadata"]["uid"] == uid) else { continue };
+            let now = time::now();
+            update(self.app.store.as_ref(), &pod_key(pod), |pod| pod["status"] = unschedulable(pod, message, now))?;
         }
         Ok(())
     }

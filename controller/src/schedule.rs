@@ -1,26 +1,50 @@
 //! Which node a pod goes to. A pure function of the objects: it reads no clock and writes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// Chooses a node for a pod: a ready one that has the pod's nodeSelector, with the fewest pods; the first by name
-/// of those.
+/// What the pods of a node take already.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    pods: usize,
+    host_ports: BTreeSet<(u64, String)>,
+}
+
+impl Load {
+    /// Counts a pod in.
+    pub(crate) fn add(&mut self, pod: &Value) {
+        self.pods += 1;
+        self.host_ports.extend(host_ports(pod));
+    }
+}
+
+/// The ports that a pod publishes, with their protocol. The address does not count: a port is given out once a node.
+fn host_ports(pod: &Value) -> impl Iterator<Item = (u64, String)> {
+    let list = |value: &Value, field: &str| value[field].as_array().cloned().unwrap_or_default();
+    let ports = list(&pod["spec"], "containers").into_iter().flat_map(move |container| list(&container, "ports"));
+    ports.filter_map(|port| Some((port["hostPort"].as_u64()?, port["protocol"].as_str().unwrap_or("TCP").to_owned())))
+}
+
+/// Chooses a node for a pod: a ready one that has the pod's nodeSelector and its host ports free, with the fewest
+/// pods; the first by name of those.
 ///
 /// # Errors
 /// Why none can take it, for people.
-pub(crate) fn choose(pod: &Value, nodes: &[Value], pods_of: &BTreeMap<String, usize>) -> Result<String, String> {
-    let mut unready = 0;
-    let mut unlike = 0;
+pub(crate) fn choose(pod: &Value, nodes: &[Value], loads: &BTreeMap<String, Load>) -> Result<String, String> {
+    let (mut unready, mut unlike, mut busy) = (0, 0, 0);
     let mut best: Option<(usize, &str)> = None;
     for node in nodes {
         let Some(name) = node["metadata"]["name"].as_str() else { continue };
+        let load = loads.get(name);
         if !selected(pod, node) {
             unlike += 1;
         } else if !is_ready(node) || node["spec"]["unschedulable"] == true {
             unready += 1;
+        } else if host_ports(pod).any(|port| load.is_some_and(|load| load.host_ports.contains(&port))) {
+            busy += 1;
         } else {
-            let candidate = (pods_of.get(name).copied().unwrap_or(0), name);
+            let candidate = (load.map_or(0, |load| load.pods), name);
             best = Some(best.map_or(candidate, |best| best.min(candidate)));
         }
     }
@@ -29,7 +53,8 @@ pub(crate) fn choose(pod: &Value, nodes: &[Value], pods_of: &BTreeMap<String, us
         return Err(match total {
             0 => "0/0 nodes are available: no node is enrolled, see `skeg token create`".to_owned(),
             _ => format!(
-                "0/{total} nodes are available: {unready} not ready, {unlike} did not match the pod's nodeSelector"
+                "0/{total} nodes are available: {unready} not ready, {unlike} did not match the pod's nodeSelector, \
+                 {busy} didn't have free ports for the requested pod ports"
             ),
         });
     };
@@ -60,10 +85,26 @@ mod tests {
         })
     }
 
+    fn loads(counts: &[(&str, usize)]) -> BTreeMap<String, Load> {
+        let load = |count| Load { pods: count, ..Load::default() };
+        counts.iter().map(|(name, count)| ((*name).to_owned(), load(*count))).collect()
+    }
+
+    #[test]
+    fn a_host_port_is_given_out_once_a_node() {
+        let nodes = [node("a", true), node("b", true)];
+        let pod = json!({"spec": {"containers": [{"ports": [{"containerPort": 80, "hostPort": 80}]}]}});
+        let mut loads = loads(&[("b", 5)]);
+        loads.entry("a".to_owned()).or_default().add(&pod);
+        assert_eq!(choose(&pod, &nodes, &loads).unwrap(), "b");
+        loads.entry("b".to_owned()).or_default().add(&pod);
+        assert!(choose(&pod, &nodes, &loads).unwrap_err().contains("2 didn't have free ports"));
+    }
+
     #[test]
     fn the_ready_node_with_the_fewest_pods_is_chosen() {
         let nodes = [node("a", true), node("b", true), node("c", false)];
-        let counts = BTreeMap::from([("a".to_owned(), 3), ("b".to_owned(), 2)]);
+        let counts = loads(&[("a", 3), ("b", 2)]);
         assert_eq!(choose(&json!({}), &nodes, &counts).unwrap(), "b");
         assert_eq!(choose(&json!({}), &nodes, &BTreeMap::new()).unwrap(), "a");
     }
@@ -72,7 +113,7 @@ mod tests {
     fn a_selector_is_obeyed_before_the_count() {
         let nodes = [node("a", true), node("b", true)];
         let pod = json!({"spec": {"nodeSelector": {"kubernetes.io/arch": "arm64"}}});
-        let counts = BTreeMap::from([("a".to_owned(), 9)]);
+        let counts = loads(&[("a", 9)]);
         assert_eq!(choose(&pod, &nodes, &counts).unwrap(), "a");
     }
 
@@ -80,7 +121,11 @@ mod tests {
     fn a_pod_that_nobody_can_take_is_told_why() {
         let pod = json!({"spec": {"nodeSelector": {"kubernetes.io/arch": "arm64"}}});
         let message = choose(&pod, &[node("a", false), node("b", true)], &BTreeMap::new()).unwrap_err();
-        assert_eq!(message, "0/2 nodes are available: 1 not ready, 1 did not match the pod's nodeSelector");
+        assert_eq!(
+            message,
+            "0/2 nodes are available: 1 not ready, 1 did not match the pod's nodeSelector, 0 didn't have free ports for the \
+             requested pod ports"
+        );
         assert!(choose(&pod, &[], &BTreeMap::new()).unwrap_err().contains("skeg token create"));
     }
 }

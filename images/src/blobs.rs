@@ -171,13 +171,15 @@ impl Blobs {
     /// Stores bytes that are in memory and returns their digest.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
         let digest = Digest::of(bytes);
-        if self.size(&digest)? == Some(bytes.len() as u64) {
+        let length = bytes.len() as u64;
+        // What is there is read again, so that a damaged one is replaced.
+        if self.size(&digest)? == Some(length) && self.read(&digest, length)?.is_some() {
             return Ok(digest);
         }
         let id = format!("put-{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
         let mut writer = self.create(&id)?;
         match writer.append(bytes) {
-            Ok(()) => writer.finish(&digest, Some(bytes.len() as u64)),
+            Ok(()) => writer.finish(&digest, Some(length)),
             Err(error) => {
                 // The first error is the one to report; what is left of the file goes with the next clean-up.
                 let _ = writer.abort();

@@ -260,15 +260,18 @@ impl Manifest {
 }
 
 /// Host ports that pods have claimed so far: for each port, who and on which address.
-#[derive(Default)]
-struct HostPorts<'a>(std::collections::BTreeMap<(u16, bool), Vec<Claim<'a>>>);
+#[derive(Debug, Default)]
+pub struct HostPorts<'a>(std::collections::BTreeMap<(u16, bool), Vec<Claim<'a>>>);
 
 /// One pod's claim of a port: the address, `None` for every one, and the pod.
 type Claim<'a> = (Option<std::net::Ipv4Addr>, &'a Pod);
 
 impl<'a> HostPorts<'a> {
     /// Adds a pod's ports; two claims clash when either is for every address or both are for the same.
-    fn add(&mut self, pod: &'a Pod) -> Result<(), Invalid> {
+    ///
+    /// # Errors
+    /// The first port that is taken, and by whom. Ports before it are claimed all the same.
+    pub fn add(&mut self, pod: &'a Pod) -> Result<(), Invalid> {
         for (index, container) in pod.containers.iter().enumerate() {
             for port in &container.ports {
                 let Some(number) = port.host_port else { continue };

@@ -147,7 +147,7 @@ impl fmt::Display for HostCgroups {
 }
 
 impl HostCgroups {
-    fn from_mount_table(table: &str) -> Result<HostCgroups, CgroupError> {
+    pub(crate) fn from_mount_table(table: &str) -> Result<HostCgroups, CgroupError> {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         for line in table.lines() {
             let Some(hierarchy) = Hierarchy::from_mount_line(line) else { continue };
@@ -432,7 +432,7 @@ impl Cgroup {
         self.kill_one_by_one()
     }
 
-    fn kill_one_by_one(&self) -> Result<(), CgroupError> {
+    pub(crate) fn kill_one_by_one(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + LEAVE_TIMEOUT;
         loop {
             let processes = self.processes()?;
@@ -569,5 +569,105 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+impl Cgroup {
+    /// Reads memory, CPU and pids limits back, whichever version they are in.
+    pub(crate) fn read_limits_for_test(&self) -> (Option<String>, Option<String>, Option<String>) {
+        let read = |controller, files: [&[&str]; 2]| {
+            let folder = self.find(controller)?;
+            let files = files[usize::from(folder.hierarchy.version == Version::Two)];
+            let read = |file: &&str| fs::read_to_string(folder.path.join(file)).unwrap().trim().to_string();
+            Some(files.iter().map(read).collect::<Vec<_>>().join(" "))
+        };
+        (
+            read("memory", [&["memory.limit_in_bytes"], &["memory.max"]]),
+            read("cpu", [&["cpu.cfs_quota_us", "cpu.cfs_period_us"], &["cpu.max"]]),
+            read("pids", [&["pids.max"], &["pids.max"]]),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder that looks like a version 2 hierarchy with these cgroups in it.
+    fn version_two(names: &[&str]) -> (tempfile::TempDir, HostCgroups) {
+        let root = tempfile::tempdir().unwrap();
+        for name in [""].iter().chain(names) {
+            let folder = root.path().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+            for file in ["cgroup.subtree_control", "cgroup.procs", "cgroup.kill", "memory.max", "memory.oom.group"] {
+                fs::write(folder.join(file), "").unwrap();
+            }
+            fs::write(folder.join("memory.events"), "low 0\noom 9\noom_kill 3\noom_group_kill 1\n").unwrap();
+            fs::write(folder.join("pids.max"), "").unwrap();
+            fs::write(folder.join("cpu.max"), "").unwrap();
+        }
+        let table = format!("31 23 0:28 / {} rw,nosuid - cgroup2 cgroup2 rw\n", root.path().display());
+        let host = HostCgroups::from_mount_table(&table).unwrap();
+        (root, host)
+    }
+
+    #[test]
+    fn version_two_hands_controllers_down_and_takes_limits() {
+        let (root, host) = version_two(&["skeg", "skeg/pod", "skeg/pod/web"]);
+        assert_eq!(host.to_string(), "v2");
+        let limits = Limits { memory_bytes: Some(1 << 20), cpu_millis: Some(1500), pids: Some(7) };
+        let cgroup = Cgroup::create_in(&host, "skeg/pod/web", &limits).unwrap();
+        let read = |name: &str| fs::read_to_string(root.path().join(name)).unwrap();
+        // A real file collects what is written one by one; here each write lands over the start of the one before.
+        for folder in ["", "skeg", "skeg/pod"] {
+            assert!(read(format!("{folder}/cgroup.subtree_control").trim_start_matches('/')).starts_with("+pids"));
+        }
+        assert_eq!(read("skeg/pod/web/cgroup.subtree_control"), "");
+        assert_eq!(read("skeg/pod/web/memory.max"), "1048576");
+        assert_eq!(read("skeg/pod/web/memory.oom.group"), "1");
+        assert_eq!(read("skeg/pod/web/pids.max"), "7");
+        assert_eq!(read("skeg/pod/web/cpu.max"), "150000 100000");
+        assert_eq!(cgroup.oom_kills().unwrap(), 3);
+        cgroup.kill().unwrap();
+        assert_eq!(read("skeg/pod/web/cgroup.kill"), "1");
+        assert!(cgroup.entry().unwrap().born_in.is_some());
+    }
+
+    #[test]
+    fn a_missing_controller_is_told() {
+        let (root, _) = version_two(&["web"]);
+        fs::write(root.path().join("cgroup.controllers"), "cpu\n").unwrap();
+        let table = format!("31 23 0:28 / {} rw - cgroup2 cgroup2 rw\n", root.path().display());
+        let host = HostCgroups::from_mount_table(&table).unwrap();
+        let limits = Limits { pids: Some(9), ..Limits::default() };
+        let cgroup = Cgroup::place(&host, "web").unwrap();
+        let error = cgroup.set_limits(&limits).unwrap_err();
+        assert!(error.to_string().starts_with("limit pids = 9 needs the cgroup controller pids"), "{error}");
+    }
+
+    #[test]
+    fn hierarchies_are_found_by_filesystem_type() {
+        let table = "22 1 0:5 / /proc rw - proc proc rw\n\
+                     32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                     33 31 0:30 / /odd\\040place rw - cgroup cgroup rw,memory\n\
+                     34 31 0:30 / /again rw - cgroup cgroup rw,memory\n\
+                     35 31 0:31 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/x,name=systemd\n\
+                     36 31 0:32 / /nowhere rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        let host = HostCgroups::from_mount_table(table).unwrap();
+        assert_eq!(host.to_string(), "hybrid");
+        let cgroup = Cgroup::place(&host, "a/b").unwrap();
+        let paths: Vec<_> = cgroup.folders.iter().map(|folder| folder.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/sys/fs/cgroup/cpu,cpuacct/a/b", "/odd place/a/b", "/nowhere/a/b"]);
+        assert!(matches!(HostCgroups::from_mount_table(""), Err(CgroupError::NotMounted)));
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let (_root, host) = version_two(&[]);
+        for name in ["", "/a", "a/", "a//b", "..", "a/../b", "a/.", "a\nb", "a\0"] {
+            assert!(matches!(Cgroup::place(&host, name), Err(CgroupError::Name { .. })), "{name:?}");
+        }
     }
 }

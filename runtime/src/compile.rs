@@ -3,7 +3,7 @@
 //! Owns the checks of the specification and everything that can be computed before the clone. Must not change the
 //! system: what is opened here is only read or entered later.
 
-use crate::cgroup::{Cgroup, CgroupError, host_cgroups};
+use crate::cgroup::{Cgroup, CgroupError, HostCgroups, host_cgroups};
 use crate::mounts::Options;
 use crate::oci;
 use crate::plan::{Plan, Reaper, Report, StartError, Stdio, above_standard};
@@ -40,7 +40,7 @@ pub enum Root {
 /// What a plan is made from.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The specification. Its `root.path`, `linux.resources`, `linux.cgroupsPath` and `hooks` are the caller's business.
+    /// The specification. Its `root.path`, `linux.resources` and `linux.cgroupsPath` are the caller's business.
     pub spec: &'a oci::Spec,
     /// The root.
     pub root: &'a Root,
@@ -104,10 +104,16 @@ impl Plan {
     /// # Errors
     /// [`PlanError`] names the place in the specification and the value.
     pub fn compile(request: Request<'_>) -> Result<Plan, PlanError> {
+        Plan::compile_on(request, None)
+    }
+
+    /// The same for a host whose cgroups are known already.
+    pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
         let Request { spec, root, cgroup, network, stdio, reaper } = request;
         let Some(process) = spec.process() else {
             return Err(PlanError::invalid("process", "nothing", "must be given"));
         };
+        unsupported(spec, process)?;
         let report = Report::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
@@ -117,6 +123,7 @@ impl Plan {
             slots: Slots { taken: vec![report.write.as_raw_fd()], next: 3 },
             root: -1,
             devices: true,
+            host,
         };
         compiler.namespaces(cgroup, network)?;
         compiler.steps.push(Step::NewSession);
@@ -193,6 +200,8 @@ struct Compiler<'a> {
     root: i32,
     /// Whether `/dev` is the container's own.
     devices: bool,
+    /// How the host mounts its cgroups, once somebody has asked.
+    host: Option<HostCgroups>,
 }
 
 impl Compiler<'_> {
@@ -217,10 +226,14 @@ impl Compiler<'_> {
         if !seen.contains(&Kind::Mount) {
             return Err(PlanError::invalid("linux.namespaces", "without mount", "must have a mount namespace"));
         }
-        let slave =
-            self.spec.mounts().iter().flatten().any(|mount| {
-                mount.options().iter().flatten().any(|option| matches!(option.as_str(), "slave" | "rslave"))
-            });
+        let propagation = self.linux().and_then(|linux| linux.rootfs_propagation().clone());
+        let propagation = propagation.as_deref().unwrap_or("private");
+        if !matches!(propagation, "" | "private" | "rprivate" | "slave" | "rslave") {
+            return Err(PlanError::invalid("linux.rootfsPropagation", propagation, "must be private or slave"));
+        }
+        let is_slave = |option: &String| matches!(option.as_str(), "slave" | "rslave");
+        let options = self.spec.mounts().iter().flatten().flat_map(|mount| mount.options().iter().flatten());
+        let slave = propagation.ends_with("slave") || options.into_iter().any(is_slave);
         self.steps.push(if slave {
             Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC, name: "slave" }
         } else {
@@ -322,7 +335,7 @@ impl Compiler<'_> {
                 // The overlay covers its own upper folder, in the child's mount namespace only: a place that is always
                 // there and that nobody else sees change.
                 let target = c_string("root.upper", upper.to_string())?;
-                self.steps.push(Step::MountOverlay { data, target, layers: lower.len() });
+                self.steps.push(Step::MountOverlay { data, target, layers: lower.len(), upper: place.clone() });
                 place
             }
         };
@@ -406,7 +419,7 @@ impl Compiler<'_> {
 
     /// The container's view of its cgroup: the one hierarchy of version 2, or each of version 1, always read-only.
     fn cgroup_mount(&mut self, at: &str, destination: &Path, options: &Options) -> Result<(), PlanError> {
-        let host = host_cgroups()?;
+        let host = self.host.take().map_or_else(host_cgroups, Ok)?;
         let flags = options.flags | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         let at = format!("{at}.destination");
         let mut push = |place: &Path, kind: &str, flags: u64, data: Option<String>| {
@@ -428,6 +441,8 @@ impl Compiler<'_> {
             let folder = controllers.strip_prefix("name=").unwrap_or(&controllers).to_string();
             push(&destination.join(folder), "cgroup", flags, Some(controllers))?;
         }
+        let path = target(&at, destination, false)?.path;
+        self.steps.push(Step::ReadOnlyPath { root: self.root, path });
         Ok(())
     }
 
@@ -596,4 +611,59 @@ fn target(at: &str, path: &Path, file: bool) -> Result<Target, PlanError> {
     let Some((whole, _)) = parts.last() else { return refuse("must not be the root itself") };
     let strict = ["/proc", "/sys", "/dev"].iter().any(|tree| path.starts_with(tree));
     Ok(Target { path: whole.clone(), parts, file, strict })
+}
+
+/// Refuses what would silently make a container less confined, or other, than its specification says.
+fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
+    let default = oci::Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&default);
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci::Hooks::default());
+    let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
+    let mappings = |list: &Option<Vec<oci::LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let asked = [
+        ("process.apparmorProfile", text(process.apparmor_profile())),
+        ("process.selinuxLabel", text(process.selinux_label())),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ("linux.mountLabel", text(linux.mount_label())),
+        ("linux.uidMappings", mappings(linux.uid_mappings())),
+        ("linux.gidMappings", mappings(linux.gid_mappings())),
+        ("linux.personality", linux.personality().is_some()),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
+        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
+        ("hooks", hooks),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some((at, _)) => Err(PlanError::invalid(*at, "a value", "is not supported; leave it out")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_target_never_climbs(path in "[/.a]{0,24}") {
+            if let Ok(target) = target("test", Path::new(&path), false) {
+                prop_assert!(path.starts_with('/'));
+                for (leading, name) in &target.parts {
+                    let (leading, name) = (leading.to_str().unwrap(), name.to_str().unwrap());
+                    prop_assert!(!matches!(name, "" | "." | "..") && !name.contains('/'));
+                    prop_assert!(!leading.starts_with('/') && leading.ends_with(name));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn slots_meet_no_descriptor_in_use() {
+        let mut slots = Slots { taken: vec![4, 5, 7], next: 3 };
+        assert_eq!([slots.take(), slots.take(), slots.take()], [3, 6, 8]);
+    }
 }

@@ -132,3 +132,40 @@ impl MountAttributes {
         *remove &= !attribute;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Options {
+        Options::parse(words.split(',').filter(|word| !word.is_empty()))
+    }
+
+    #[test]
+    fn words_become_flags_and_the_rest_is_data() {
+        let options = parse("nosuid,noexec,nodev,mode=755,size=64k,ro");
+        assert_eq!(options.flags, libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NODEV | libc::MS_RDONLY);
+        assert_eq!(options.data, ["mode=755", "size=64k"]);
+        assert_eq!(options.bind, None);
+    }
+
+    #[test]
+    fn the_last_word_wins() {
+        let options = parse("ro,rw,suid,nosuid");
+        assert_eq!(options.flags, libc::MS_NOSUID);
+        assert_eq!(options.attributes.set, libc::MOUNT_ATTR_NOSUID);
+        assert_eq!(options.attributes.clear, libc::MOUNT_ATTR_RDONLY);
+    }
+
+    #[test]
+    fn recursive_words_reach_below() {
+        let options = parse("rbind,rro,rslave,noatime");
+        assert_eq!(options.bind, Some(true));
+        assert_eq!(options.recursive_attributes.set, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(options.propagation, libc::MS_SLAVE | libc::MS_REC);
+        assert_eq!(options.attributes.set, libc::MOUNT_ATTR_NOATIME);
+        assert_eq!(options.attributes.clear, libc::MOUNT_ATTR__ATIME);
+        // The later of the two does not make a recursive bind flat again.
+        assert_eq!(parse("rbind,bind").bind, Some(true));
+    }
+}

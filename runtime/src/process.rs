@@ -160,6 +160,7 @@ fn command(process: &oci::Process) -> Result<Command, PlanError> {
     let Some(name) = arguments.first().filter(|name| !name.is_empty()) else {
         return Err(PlanError::invalid("process.args", format!("{arguments:?}"), "must name a program"));
     };
+    c_string("process.args[0]", name.as_str())?;
     let environment = process.env().as_deref().unwrap_or_default();
     let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let mut candidates = Vec::new();

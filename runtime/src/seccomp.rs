@@ -227,3 +227,100 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<SeccompActio
         LinuxSeccompAction::ScmpActNotify => return Err(SeccompError::Action("SCMP_ACT_NOTIFY".into())),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the filters as the kernel would: the strictest answer, and among equals that of the last filter.
+    fn answer(filters: &Filters, number: i64, arguments: [u64; 6]) -> u32 {
+        let architecture = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+        let mut data = vec![number as u32, architecture, 0, 0];
+        data.extend(arguments.iter().flat_map(|argument| [*argument as u32, (*argument >> 32) as u32]));
+        let mut told = libc::SECCOMP_RET_ALLOW;
+        for program in filters.programs().collect::<Vec<_>>().into_iter().rev() {
+            let value = interpret(program, &data);
+            if ((value & 0xffff_0000) as i32) < ((told & 0xffff_0000) as i32) {
+                told = value;
+            }
+        }
+        told
+    }
+
+    /// The few instructions of classic BPF that filters are made of.
+    fn interpret(program: &[sock_filter], data: &[u32]) -> u32 {
+        let (mut at, mut value) = (0, 0_u32);
+        loop {
+            let it = &program[at];
+            let jump = |taken: bool| 1 + usize::from(if taken { it.jt } else { it.jf });
+            at += match it.code {
+                0x20 => {
+                    value = data[it.k as usize / 4];
+                    1
+                }
+                0x54 => {
+                    value &= it.k;
+                    1
+                }
+                0x05 => 1 + it.k as usize,
+                0x15 => jump(value == it.k),
+                0x25 => jump(value > it.k),
+                0x35 => jump(value >= it.k),
+                0x06 => return it.k,
+                other => panic!("instruction {other:#x}"),
+            };
+        }
+    }
+
+    fn default_capabilities() -> HashSet<oci::Capability> {
+        crate::capabilities::DEFAULT.into_iter().collect()
+    }
+
+    #[test]
+    fn the_default_profile_answers_as_it_says() {
+        let filters = compile(&default_seccomp(&default_capabilities()).unwrap()).unwrap();
+        let allow = libc::SECCOMP_RET_ALLOW;
+        let (refused, missing) = (libc::SECCOMP_RET_ERRNO | 1, libc::SECCOMP_RET_ERRNO | 38);
+        let first = |argument| [argument, 0, 0, 0, 0, 0];
+        for (number, argument, wanted) in [
+            (libc::SYS_read, 0, allow),
+            (libc::SYS_execve, 0, allow),
+            (libc::SYS_chroot, 0, allow),
+            (libc::SYS_mount, 0, refused),
+            (libc::SYS_keyctl, 0, refused),
+            (libc::SYS_io_uring_setup, 0, refused),
+            (libc::SYS_clone, libc::SIGCHLD as u64, allow),
+            (libc::SYS_clone, libc::CLONE_NEWUSER as u64, refused),
+            (libc::SYS_clone3, 0, missing),
+            (libc::SYS_socket, libc::AF_INET as u64, allow),
+            (libc::SYS_socket, libc::AF_VSOCK as u64, refused),
+            (libc::SYS_personality, 0xffff_ffff, allow),
+            (libc::SYS_personality, 4, refused),
+            (syscalls::highest() + 1, 0, missing),
+            // The x32 numbers of x86_64.
+            (0x4000_0000, 0, missing),
+        ] {
+            assert_eq!(answer(&filters, number, first(argument)), wanted, "system call {number} with {argument:#x}");
+        }
+        let administrator = default_capabilities().into_iter().chain([oci::Capability::SysAdmin]).collect();
+        let filters = compile(&default_seccomp(&administrator).unwrap()).unwrap();
+        assert_eq!(answer(&filters, libc::SYS_mount, first(0)), allow);
+        assert_eq!(answer(&filters, libc::SYS_clone3, first(0)), allow);
+        assert_eq!(answer(&filters, libc::SYS_keyctl, first(0)), refused);
+    }
+
+    #[test]
+    fn a_compiled_profile_is_remembered() {
+        let profile = default_seccomp(&default_capabilities()).unwrap();
+        assert!(Arc::ptr_eq(&compile(&profile).unwrap(), &compile(&profile).unwrap()));
+    }
+
+    #[test]
+    fn every_name_of_the_profile_is_known() {
+        let profile: Profile = serde_json::from_str(include_str!("../profiles/default-seccomp.json")).unwrap();
+        for name in profile.groups.iter().flat_map(|group| group.rule.names()) {
+            // Every name of aarch64 is one of x86_64's too.
+            assert!(syscalls::number(name).is_some() || cfg!(not(target_arch = "x86_64")), "{name}");
+        }
+    }
+}

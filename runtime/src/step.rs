@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 /// Mount points and masks never follow magic links such as `/proc/self/fd/3`, and never leave the root.
 const INSIDE: u64 = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+/// fstatfs(2)'s magic number of procfs.
+const PROC_MAGIC: i64 = 0x9fa0;
 /// How often a lookup is repeated that the kernel could not finish because of a concurrent rename (openat2(2), EAGAIN).
 const LOOKUP_TRIES: usize = 64;
 
@@ -108,6 +110,7 @@ pub(crate) enum Step {
         data: CString,
         target: CString,
         layers: usize,
+        upper: CString,
     },
     BindRoot {
         path: CString,
@@ -314,7 +317,7 @@ impl Target {
     /// Opens the place as a mount point: never on procfs, where a mount could hide or fake what others trust.
     fn open_for_mount(&self, root: i32) -> sys::Result<i32> {
         let fd = self.open(root)?;
-        if sys::filesystem_kind(fd)? == libc::PROC_SUPER_MAGIC as i64 {
+        if sys::filesystem_kind(fd)? == PROC_MAGIC {
             return Err(Errno(libc::EPERM));
         }
         Ok(fd)
@@ -612,7 +615,9 @@ impl fmt::Display for Step {
             Step::Propagation { name, .. } => write!(out, "make all mounts {name}"),
             Step::OutOfMemoryScore { value } => write!(out, "set oom_score_adj {value}"),
             Step::OpenLayer { path, .. } => write!(out, "open layer {}", text(path)),
-            Step::MountOverlay { layers, .. } => write!(out, "mount overlay of {layers} lower layers"),
+            Step::MountOverlay { layers, upper, .. } => {
+                write!(out, "mount overlay of {layers} lower layers, writing to {}", text(upper))
+            }
             Step::BindRoot { path } => write!(out, "bind root {}", text(path)),
             Step::OpenRoot { path, .. } => write!(out, "open root {}", text(path)),
             Step::MakeFolder { target, .. } => write!(out, "make folder {target}"),

@@ -94,9 +94,13 @@ impl Client {
     pub async fn resolve(&self, repository: &str, tag: &str) -> Result<Digest, ClientError> {
         let asked = self.asked(repository, format!("manifest {tag}"));
         let ask = Ask { method: Method::HEAD, repository, asked, accept: Some(MANIFEST_TYPES), offset: 0 };
-        let response = self.ask(ask, &format!("/v2/{repository}/manifests/{tag}")).await?;
-        let header = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-        match header.and_then(|text| text.parse().ok()) {
+        let response = match self.ask(ask, &format!("/v2/{repository}/manifests/{tag}")).await {
+            // Some registries know no HEAD.
+            Err(ClientError::Refused { status: StatusCode::METHOD_NOT_ALLOWED, .. }) => None,
+            result => Some(result?),
+        };
+        let header = response.as_ref().and_then(|response| response.headers().get("docker-content-digest"));
+        match header.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok()) {
             Some(digest) => Ok(digest),
             None => Ok(self.manifest(repository, tag).await?.digest),
         }

@@ -24,8 +24,11 @@ async fn a_tag_is_resolved_by_header_or_else_by_hashing() {
     let client = client(&registry.address, LONG);
     assert_eq!(client.resolve("a/b", "1").await.unwrap(), digest);
     assert_eq!(client.resolve("a/b", "bare").await.unwrap(), digest);
+    registry.on("/v2/a/b/manifests/no-head", Reply::new(405, ""));
+    registry.on("/v2/a/b/manifests/no-head", Reply::new(200, "{}").header("content-type", MANIFEST));
+    assert_eq!(client.resolve("a/b", "no-head").await.unwrap(), digest);
     let methods: Vec<_> = registry.seen().into_iter().map(|seen| seen.method).collect();
-    assert_eq!(methods, ["HEAD", "HEAD", "GET"]);
+    assert_eq!(methods, ["HEAD", "HEAD", "GET", "HEAD", "GET"]);
 }
 
 #[tokio::test]

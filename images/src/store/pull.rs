@@ -5,6 +5,7 @@
 //! progress is continued where it stopped.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,11 +55,12 @@ pub enum PullError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The image has nothing for this machine.
-    #[error("image {digest}: {source}")]
+    #[error("image {digest}")]
     Platform {
         /// The image.
         digest: Digest,
         /// What it has instead.
+        #[source]
         source: NoPlatform,
     },
     /// A manifest or configuration is of no use.
@@ -163,7 +165,8 @@ impl Store {
     /// Pulls an image by the digest of its index or manifest; what is there already is not fetched.
     ///
     /// `progress` is called whenever there is something new to say, from this task. Dropping the future gives the
-    /// pull up. Several pulls may run at once; a layer that two of them need is fetched once.
+    /// pull up. Several pulls may run at once; a layer that two of them need is fetched once. Up to three threads of
+    /// the runtime's blocking pool are busy while layers come; it needs at least one more.
     pub async fn pull(
         &self,
         client: &Client,
@@ -290,8 +293,12 @@ fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers:
     let folder = fs::File::open(&temporary.folder).map_err(step("open its folder"))?;
     // One call for a layer's ten thousand files; fsync of each of them would take minutes on a card.
     rustix::fs::syncfs(&folder).map_err(|errno| step("sync it")(errno.into()))?;
-    fs::rename(&temporary.folder, target).map_err(step("put it in its place"))?;
-    sync_folder(layers).map_err(|error| step("sync the folder of layers")(std::io::Error::other(error)))
+    match fs::rename(&temporary.folder, target) {
+        // A pull that was dropped at this very step has put the same layer there in the meantime.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        result => result.map_err(step("put it in its place"))?,
+    }
+    sync_folder(layers).map_err(|error| step("sync the folder of layers")(io::Error::other(error)))
 }
 
 /// Chooses from an index; `None` when this is a manifest itself.

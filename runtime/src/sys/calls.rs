@@ -454,11 +454,3 @@ pub(crate) fn execute_file(file: i32, arguments: &StringList, environment: &Stri
     };
     check(value).err().unwrap_or(Errno(libc::EINVAL))
 }
-
-/// pidfd_send_signal(2).
-#[cfg(test)]
-pub(crate) fn signal(process: i32, signal: i32) -> Result<()> {
-    let null = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a null siginfo is allowed.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, null, 0) }).map(drop)
-}

@@ -2,5 +2,10 @@
 //!
 //! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
 
+mod bounds;
 mod containers;
+mod entering;
+mod failures;
+mod golden;
+mod rights;
 mod support;

@@ -31,6 +31,7 @@ pub(super) struct Ground {
     pub(super) extra_lower: Vec<PathBuf>,
     pub(super) network: Option<OwnedFd>,
     pub(super) reaper: Reaper,
+    pub(super) folder_root: bool,
 }
 
 /// What a command left: how it ended and what it printed.
@@ -47,7 +48,14 @@ impl Ground {
         }
         fs::copy("/bin/busybox", folder.path().join("root/bin/busybox")).unwrap();
         std::os::unix::fs::symlink("busybox", folder.path().join("root/bin/sh")).unwrap();
-        Ground { folder, cgroup: None, extra_lower: Vec::new(), network: None, reaper: Reaper::Caller }
+        Ground {
+            folder,
+            cgroup: None,
+            extra_lower: Vec::new(),
+            network: None,
+            reaper: Reaper::Caller,
+            folder_root: false,
+        }
     }
 
     pub(super) fn with_cgroup(limits: &Limits) -> Ground {
@@ -63,6 +71,9 @@ impl Ground {
     }
 
     pub(super) fn root(&self) -> Root {
+        if self.folder_root {
+            return Root::Folder(self.path("root"));
+        }
         let mut lower = self.extra_lower.clone();
         lower.push(self.path("root"));
         Root::Overlay { lower, upper: self.path("upper"), work: self.path("work") }
@@ -136,5 +147,20 @@ pub(super) fn change_linux(mut spec: oci::Spec, change: impl FnOnce(&mut oci::Li
     let mut linux = spec.linux().clone().unwrap();
     change(&mut linux);
     spec.set_linux(Some(linux));
+    spec
+}
+
+/// One more mount for a specification.
+pub(super) fn mount(destination: &str, kind: &str, source: &str, options: &str) -> oci::Mount {
+    let options: Vec<String> = options.split(',').map(String::from).collect();
+    let builder = oci::MountBuilder::default().destination(destination).typ(kind).source(source).options(options);
+    builder.build().unwrap()
+}
+
+/// Adds mounts to a specification.
+pub(super) fn with_mounts(mut spec: oci::Spec, more: Vec<oci::Mount>) -> oci::Spec {
+    let mut mounts = spec.mounts().clone().unwrap();
+    mounts.extend(more);
+    spec.set_mounts(Some(mounts));
     spec
 }

@@ -1,0 +1,163 @@
+//! Entering a running container, and whose child a process becomes.
+
+use super::support::{Ground, cannot_run, change_process, shell, with_arguments};
+use crate::{ExecRequest, Exit, Limits, Reaper, StartError, Started, Stdio, Terminal, capabilities, exec, oci, wait};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::process::Command;
+
+fn enter(
+    ground: &Ground,
+    target: &Started,
+    spec: &oci::Spec,
+    process: &oci::Process,
+) -> Result<(Exit, String), StartError> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let stdio =
+        Stdio { stdin: File::open("/dev/null").unwrap().into(), stdout: write.try_clone().unwrap(), stderr: write };
+    let cgroup = ground.cgroup.as_ref();
+    let started =
+        exec(ExecRequest { target: target.pidfd.as_fd(), process, spec, cgroup, stdio, reaper: Reaper::Caller })?;
+    let mut output = String::new();
+    File::from(read).read_to_string(&mut output).unwrap();
+    Ok((wait(&started).unwrap(), output))
+}
+
+fn sleeper(ground: &Ground) -> (oci::Spec, Started) {
+    let mut spec = with_arguments(&["/bin/busybox", "sleep", "1000"]);
+    spec.set_hostname(Some("kiln".into()));
+    let (started, _) = ground.start(&spec).unwrap();
+    (spec, started)
+}
+
+#[test]
+fn a_second_process_enters_all_of_the_container() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let line = "busybox hostname; busybox ls /proc | busybox grep -c '^[0-9]'; busybox cat /proc/1/comm; \
+                busybox grep -E '^(CapEff|CapInh|NoNewPrivs|Seccomp:)' /proc/self/status; busybox ls /proc/self/fd; \
+                busybox readlink /proc/self/ns/pid; busybox readlink /proc/1/ns/pid; exit 3";
+    let (exit, output) = enter(&ground, &target, &spec, shell(line).process().as_ref().unwrap()).unwrap();
+    let lines: Vec<_> = output.lines().collect();
+    assert_eq!(exit, Exit::Code(3));
+    assert_eq!(lines[..1], ["kiln"], "{output}");
+    assert_eq!(lines[2], "busybox");
+    let held = capabilities::bits(Some(&capabilities::DEFAULT.into_iter().collect())).unwrap();
+    let effective = format!("CapEff:\t{held:016x}");
+    assert_eq!(lines[3..7], ["CapInh:\t0000000000000000", &effective, "NoNewPrivs:\t1", "Seccomp:\t2"], "{output}");
+    assert_eq!(lines[7..11], ["0", "1", "2", "3"], "{output}");
+    assert_eq!(lines[11], lines[12], "{output}");
+}
+
+#[test]
+fn a_missing_command_or_folder_is_named() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let missing = with_arguments(&["nosuchthing", "-x"]);
+    let error = enter(&ground, &target, &spec, missing.process().as_ref().unwrap()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot run command \"nosuchthing\" (looked in /usr/local/sbin:"), "{error}");
+    let lost = change_process(shell("true"), |process| {
+        process.set_cwd("/no/such/folder".into());
+    });
+    let error = enter(&ground, &target, &spec, lost.process().as_ref().unwrap()).unwrap_err();
+    assert!(error.to_string().ends_with("enter working folder /no/such/folder"), "{error}");
+}
+
+#[test]
+fn a_terminal_is_one_of_the_container_s() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let Terminal { master, slave } = Terminal::open(target.pidfd.as_fd()).unwrap();
+    Terminal::resize(master.as_fd(), 33, 99).unwrap();
+    let process = change_process(shell("busybox tty; busybox stty size; read x; echo got $x"), |process| {
+        process.set_terminal(Some(true));
+    });
+    let process = process.process().as_ref().unwrap();
+    let stdio = Stdio { stdin: slave.try_clone().unwrap(), stdout: slave.try_clone().unwrap(), stderr: slave };
+    let cgroup = ground.cgroup.as_ref();
+    let request =
+        ExecRequest { target: target.pidfd.as_fd(), process, spec: &spec, cgroup, stdio, reaper: Reaper::Caller };
+    let started = exec(request).unwrap();
+    rustix::fs::fcntl_setfl(&master, rustix::fs::OFlags::empty()).unwrap();
+    let mut keyboard = File::from(master.try_clone().unwrap());
+    let mut screen = BufReader::new(File::from(master));
+    let mut line = || {
+        let mut line = String::new();
+        screen.read_line(&mut line).unwrap();
+        line.trim_end().to_string()
+    };
+    assert_eq!(line(), "/dev/pts/0");
+    assert_eq!(line(), "33 99");
+    keyboard.write_all(b"tea\n").unwrap();
+    assert_eq!(line(), "tea");
+    assert_eq!(line(), "got tea");
+    assert_eq!(wait(&started).unwrap(), Exit::Code(0));
+}
+
+/// Starts the test program once more, which starts a container as its parent's child and is gone.
+#[test]
+fn a_process_can_become_the_child_of_the_caller_s_parent() {
+    if cannot_run() {
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new(program)
+        .args(["--exact", "tests::entering::helper_starts_a_sibling", "--nocapture", "--ignored"])
+        .env("SKEG_TEST_HELPER", "sibling")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let pid = text.split_once("sibling ").unwrap().1.split_whitespace().next().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    let (_, status) = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap();
+    assert_eq!(status.exit_status(), Some(9));
+}
+
+#[test]
+#[ignore = "a part of another test, which starts it in a process of its own"]
+fn helper_starts_a_sibling() {
+    if std::env::var_os("SKEG_TEST_HELPER").is_none() {
+        return;
+    }
+    let mut ground = Ground::new();
+    ground.reaper = Reaper::CallersParent;
+    let (started, mut output) = ground.start(&shell("exit 9")).unwrap();
+    output.read_to_end(&mut Vec::new()).unwrap();
+    println!("sibling {} ", started.pid);
+}
+
+#[test]
+fn a_protected_program_runs_from_a_read_only_mount() {
+    if cannot_run() {
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::entering::helper_protects_itself", "--nocapture", "--ignored"])
+        .env("SKEG_TEST_HELPER", "protect")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("protected true"), "{text}");
+}
+
+#[test]
+#[ignore = "a part of another test, which starts it in a process of its own"]
+fn helper_protects_itself() {
+    if std::env::var_os("SKEG_TEST_HELPER").is_none() {
+        return;
+    }
+    crate::protect_executable().unwrap();
+    let file = File::open("/proc/self/exe").unwrap();
+    let flags = rustix::fs::fstatvfs(file).unwrap().f_flag;
+    println!("protected {} ", flags.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+}

@@ -1,0 +1,158 @@
+//! What goes wrong is told by name, and leaves nothing behind.
+
+use super::support::{Ground, cannot_run, change_process, mount, shell, with_arguments, with_mounts};
+use crate::step::Step;
+use crate::{Limits, PlanError, StartError};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+#[test]
+fn a_missing_command_is_named() {
+    if cannot_run() {
+        return;
+    }
+    let message = |arguments: &[&str]| {
+        let Err(error) = Ground::new().run_spec(&with_arguments(arguments)) else { panic!("it runs") };
+        (error.to_string(), std::error::Error::source(&error).unwrap().to_string())
+    };
+    let (told, reason) = message(&["nosuchthing"]);
+    assert!(told.starts_with("cannot run command \"nosuchthing\" (looked in /usr/local/sbin:"), "{told}");
+    assert!(reason.contains("No such file"), "{reason}");
+    assert_eq!(message(&["/bin/nosuchthing"]).0, "cannot run command \"/bin/nosuchthing\"");
+    // A folder may not be run, which is another thing than not being there.
+    assert!(message(&["/etc"]).1.contains("Permission denied"));
+}
+
+#[test]
+fn a_file_without_the_right_to_run_is_told_apart() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::new();
+    fs::write(ground.path("root/bin/plain"), "text").unwrap();
+    fs::set_permissions(ground.path("root/bin/plain"), fs::Permissions::from_mode(0o644)).unwrap();
+    let Err(StartError::Command { command, source, .. }) = ground.run_spec(&with_arguments(&["plain"])) else {
+        panic!("it runs")
+    };
+    assert_eq!((command.as_str(), source.raw_os_error()), ("plain", Some(libc::EACCES)));
+}
+
+#[test]
+fn a_working_folder_that_is_none_is_named() {
+    if cannot_run() {
+        return;
+    }
+    let spec = change_process(shell("true"), |process| {
+        process.set_cwd("/bin/busybox".into());
+    });
+    let Err(error) = Ground::new().run_spec(&spec) else { panic!("it runs") };
+    assert!(error.to_string().ends_with("enter working folder /bin/busybox"), "{error}");
+}
+
+/// CVE-2024-21626: a working folder that leads through a descriptor of the caller's out of the root.
+#[test]
+fn a_working_folder_outside_the_root_is_refused() {
+    if cannot_run() {
+        return;
+    }
+    let host = fs::File::open("/").unwrap();
+    rustix::io::fcntl_setfd(&host, rustix::io::FdFlags::empty()).unwrap();
+    for number in 3..40 {
+        let spec = change_process(shell("busybox ls /proc/1/cwd"), |process| {
+            process.set_cwd(format!("/proc/self/fd/{number}").into());
+        });
+        assert!(Ground::new().run_spec(&spec).is_err(), "{number}");
+    }
+}
+
+#[test]
+fn a_symlinked_dev_or_proc_is_refused() {
+    if cannot_run() {
+        return;
+    }
+    for name in ["dev", "proc", "sys"] {
+        let ground = Ground::new();
+        symlink("/etc", ground.path("root").join(name)).unwrap();
+        let Err(StartError::Step { step, source, .. }) = ground.run_spec(&shell("true")) else { panic!("it runs") };
+        assert_eq!(source.raw_os_error(), Some(libc::ELOOP), "{step}");
+        assert!(step.ends_with(&format!("on /{name}")), "{step}");
+    }
+}
+
+#[test]
+fn nothing_is_mounted_inside_proc() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::new();
+    symlink("/proc/sys", ground.path("root/innocent")).unwrap();
+    for destination in ["/proc/self/attr", "/innocent/kernel"] {
+        let spec = with_mounts(shell("true"), vec![mount(destination, "tmpfs", "tmpfs", "rw")]);
+        let Err(StartError::Step { source, .. }) = ground.run_spec(&spec) else { panic!("it runs") };
+        assert!(matches!(source.raw_os_error(), Some(libc::EPERM | libc::ELOOP)), "{source}");
+    }
+}
+
+#[test]
+fn invalid_specifications_are_told_with_place_and_value() {
+    let ground = Ground::new();
+    let told = |spec| match ground.plan(&spec) {
+        Err(StartError::Plan(error @ (PlanError::Invalid { .. } | PlanError::Path { .. }))) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let with_one = |destination, kind, source, options| {
+        told(with_mounts(shell("true"), vec![mount(destination, kind, source, options)]))
+    };
+    assert_eq!(with_one("/../x", "tmpfs", "x", "ro"), "mounts[7].destination: \"/../x\" must not contain \"..\"");
+    assert_eq!(with_one("/", "tmpfs", "x", "ro"), "mounts[7].destination: \"/\" must not be the root itself");
+    assert_eq!(with_one("x", "tmpfs", "x", "ro"), "mounts[7].destination: \"x\" must be an absolute path");
+    assert_eq!(with_one("/x", "bind", "/no/such", "bind"), "mounts[7].source: cannot use /no/such");
+    assert_eq!(with_one("/x", "bind", "no", "bind"), "mounts[7].source: \"no\" must be an absolute path");
+    assert!(with_one("/x", "bind", "/etc", "rbind,rshared").starts_with("mounts[7].options: \"shared\" cannot be"));
+    assert_eq!(told(with_arguments(&[])), "process.args: \"[]\" must name a program");
+    assert_eq!(told(with_arguments(&["a\0b"])), "process.args[0]: \"a\\0b\" must not contain a NUL byte");
+    let relative = change_process(shell("true"), |process| {
+        process.set_cwd("x".into());
+    });
+    assert_eq!(told(relative), "process.cwd: \"x\" must be an absolute path");
+    let sysctl = super::support::change_linux(shell("true"), |linux| {
+        linux.set_sysctl(Some([("kernel.panic".to_string(), "1".to_string())].into()));
+    });
+    assert_eq!(told(sysctl), "linux.sysctl.kernel.panic: \"1\" does not belong to a namespace of this container");
+}
+
+#[test]
+fn a_failure_at_any_step_leaves_nothing_behind() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let cgroup = ground.cgroup.as_ref().unwrap();
+    let spec = shell("true");
+    let length = ground.plan(&spec).unwrap().0.steps.len();
+    for at in 0..length {
+        let (mut plan, _output) = ground.plan(&spec).unwrap();
+        plan.steps.insert(at, Step::Fail);
+        match plan.start() {
+            Err(StartError::Step { index, step, source }) => {
+                assert_eq!((index, step.as_str(), source.raw_os_error()), (at, "fail", Some(libc::EDOTDOT)));
+            }
+            other => panic!("step {at}: {other:?}"),
+        }
+        assert_eq!(cgroup.processes().unwrap(), Vec::<i32>::new());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(ground.folder.path().to_str().unwrap()), "{mounts}");
+    // The ground is still good.
+    assert_eq!(ground.run("echo fine").output, "fine\n");
+}
+
+#[test]
+fn what_would_be_ignored_is_refused() {
+    let ground = Ground::new();
+    let spec = change_process(shell("true"), |process| {
+        process.set_apparmor_profile(Some("strict".into()));
+    });
+    let error = ground.plan(&spec).unwrap_err().to_string();
+    assert_eq!(error, "process.apparmorProfile: \"a value\" is not supported; leave it out");
+}
