@@ -86,8 +86,7 @@ fn step(what: &str, result: io::Result<()>) {
 fn free_the_root() -> io::Result<()> {
     const RAMFS: i64 = 0x8584_58f6;
     const TMPFS: i64 = 0x0102_1994;
-    let kind = rustix::fs::statfs("/")?.f_type;
-    if !matches!(i64::try_from(kind), Ok(RAMFS | TMPFS)) {
+    if !matches!(rustix::fs::statfs("/")?.f_type, RAMFS | TMPFS) {
         return Ok(());
     }
     std::fs::create_dir_all(NEW_ROOT)?;

@@ -307,3 +307,7 @@ fn random() -> u32 {
 fn jittered(wait: Duration) -> Duration {
     wait + wait / 4 * (random() % 256) / 256
 }
+
+#[cfg(test)]
+#[path = "dhcp_tests.rs"]
+mod tests;

@@ -41,7 +41,7 @@ pub async fn network(board: Appliance, hostname: String) {
                 log::error!("network: {interface} can't be brought up: {error}");
                 tokio::time::sleep(INTERFACE_PERIOD).await;
             }
-            dhcp::run(&interface, &hostname, &|setting| apply(&interface, setting)).await
+            dhcp::run(&interface, &hostname, &|setting| apply(&interface, Path::new(RESOLV_CONF), setting)).await
         }
     }
 }
@@ -73,16 +73,16 @@ fn set_fixed(interface: &str, fixed: &FixedNetwork) -> io::Result<()> {
         netlink::set_default_route(interface, gateway)?;
     }
     if !fixed.nameservers.is_empty() {
-        write_resolv_conf(&fixed.nameservers)?;
+        write_resolv_conf(Path::new(RESOLV_CONF), &fixed.nameservers)?;
     }
     log::info!("network: {interface} has {}/{}", fixed.address.address, fixed.address.length);
     Ok(())
 }
 
 /// Makes the interface what a lease says, or takes an address away when its lease is over.
-fn apply(interface: &str, setting: Setting<'_>) {
+pub(super) fn apply(interface: &str, resolv_conf: &Path, setting: Setting<'_>) {
     let result = match setting {
-        Setting::Take(lease) => take(interface, lease),
+        Setting::Take(lease) => take(interface, resolv_conf, lease),
         Setting::Drop(prefix) => netlink::remove_address(interface, prefix),
     };
     if let Err(error) = result {
@@ -90,7 +90,7 @@ fn apply(interface: &str, setting: Setting<'_>) {
     }
 }
 
-fn take(interface: &str, lease: &dhcp::Lease) -> io::Result<()> {
+fn take(interface: &str, resolv_conf: &Path, lease: &dhcp::Lease) -> io::Result<()> {
     for old in netlink::addresses(interface)?.into_iter().filter(|old| *old != lease.prefix) {
         netlink::remove_address(interface, old)?;
     }
@@ -99,21 +99,21 @@ fn take(interface: &str, lease: &dhcp::Lease) -> io::Result<()> {
         netlink::set_default_route(interface, gateway)?;
     }
     if !lease.nameservers.is_empty() {
-        write_resolv_conf(&lease.nameservers)?;
+        write_resolv_conf(resolv_conf, &lease.nameservers)?;
     }
     Ok(())
 }
 
 /// Replaces the file as a whole: a resolver that reads it at the same time sees the old or the new one.
-fn write_resolv_conf(nameservers: &[Ipv4Addr]) -> io::Result<()> {
+fn write_resolv_conf(path: &Path, nameservers: &[Ipv4Addr]) -> io::Result<()> {
     let text: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    if std::fs::read_to_string(RESOLV_CONF).is_ok_and(|old| old == text) {
+    if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    let new = format!("{RESOLV_CONF}.new");
-    if let Some(folder) = Path::new(RESOLV_CONF).parent() {
+    if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
+    let new = path.with_extension("new");
     std::fs::write(&new, text)?;
-    std::fs::rename(&new, RESOLV_CONF)
+    std::fs::rename(&new, path)
 }

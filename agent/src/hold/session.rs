@@ -51,7 +51,7 @@ impl Session {
         self.socket.as_fd()
     }
 
-    /// Tells whether the last turn ended because the agent's end is full.
+    /// Tells whether the last turn ended with more to do: the next is due when the socket takes bytes again.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stalled
     }
@@ -83,6 +83,8 @@ impl Session {
                 Err(_) => return Turn::Gone,
             }
         }
+        // There may be more to say, and nothing will come that would wake init for it.
+        self.stalled = true;
         Turn::Idle
     }
 

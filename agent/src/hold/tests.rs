@@ -185,3 +185,30 @@ async fn a_ping_is_answered_by_whoever_waits_for_exits() {
     session.turn(&mut table, &Children(vec![]));
     assert!(session.take_alive());
 }
+
+#[test]
+fn a_list_longer_than_a_turn_goes_on_without_being_asked() {
+    let mut table = Table::new();
+    for number in 0..200 {
+        table.hold(item(&number.to_string(), None), |_| true, 0).unwrap();
+    }
+    let (init, agent) = pair();
+    let mut session = Session::new(init);
+    wire::send(&agent, &wire::Request::List, &[]).unwrap();
+    let mut told = 0;
+    loop {
+        assert_eq!(session.turn(&mut table, &Children(vec![])), Turn::Idle);
+        let mut buffer = [0; wire::MAX_DATAGRAM];
+        while let Ok(received) = wire::receive(&agent, &mut buffer) {
+            match postcard::from_bytes(&buffer[..received.length]).unwrap() {
+                wire::Reply::Item { .. } => told += 1,
+                wire::Reply::ListEnd => {
+                    assert_eq!(told, 200);
+                    return;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(session.is_stalled(), "after {told} items init would sleep for ever");
+    }
+}

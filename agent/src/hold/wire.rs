@@ -64,6 +64,7 @@ pub enum Refusal {
 
 /// From agent to init.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack: init allocates nothing for it")]
 pub(crate) enum Request {
     List,
     Hold { sequence: u32, key: Key, pid: Option<i32>, data: Data },
@@ -73,6 +74,7 @@ pub(crate) enum Request {
 
 /// From init to agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack: init allocates nothing for it")]
 pub(crate) enum Reply {
     Item { key: Key, pid: Option<i32>, data: Data, ended: Option<Ended> },
     ListEnd,

@@ -121,9 +121,12 @@ fn kill_everything(table: &Table, board: bool) {
         }
         return;
     }
-    // proc(5); init has one thread, which is therefore the parent of all its children.
-    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).for_each(|pid| signal(pid, Signal::KILL));
+    // proc(5): every thread has a list of its own children.
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for thread in threads {
+        let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).for_each(|pid| signal(pid, Signal::KILL));
+    }
 }
 
 /// Signals a child of init. It is not reaped yet, so the number is still its own.
