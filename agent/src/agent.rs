@@ -58,8 +58,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Takes an event and has its actions done.
-    pub fn step(&self, event: Event) {
+    /// Takes an event and has its actions done. Only for the loop and what comes before it.
+    fn step(&self, event: Event) {
         let freed = matches!(event, Event::PodRemoved(_));
         if let Event::PodRemoved(uid) = &event {
             self.workers.borrow_mut().remove(uid);
@@ -143,7 +143,8 @@ impl Agent {
         let manifest = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         log::info!("revision {} with {} pods is wanted from now on", manifest.revision, manifest.pods.len());
         self.held.replace(manifest.clone());
-        self.step(Event::Manifest(manifest));
+        // By way of the loop, which then knows of new deadlines; without it the agent is ending.
+        self.host.events.send(Event::Manifest(manifest)).ok();
         Ok(())
     }
 

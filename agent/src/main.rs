@@ -149,6 +149,7 @@ fn run(command: Command) -> anyhow::Result<i32> {
     match command {
         Command::Init { config } => init::run(&config).map(|()| 0),
         Command::Agent { config } => {
+            init::take_signals_back()?;
             let config = Config::load(&config)?;
             in_runtime(async { agent::run(config).await.map(|()| 0) })
         }

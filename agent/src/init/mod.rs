@@ -42,10 +42,15 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     run_with(config_path, agent::own_program())
 }
 
+/// Lets signals through again in a process that init has started. Call before it has threads or children.
+pub fn take_signals_back() -> anyhow::Result<()> {
+    SigSet::all().thread_unblock().context("signals can't be unblocked")
+}
+
 fn run_with(config_path: &Path, program: PathBuf) -> anyhow::Result<()> {
     let first = getpid().is_init();
-    // Blocked before anything is started, so that no exit and no order is missed. The agent gets an empty mask: the
-    // standard library clears it in every process that it starts.
+    // Blocked before anything is started, so that no exit and no order is missed. The agent inherits the mask and
+    // clears it itself: init may not, not even for the moment of the start, as a signal then would end it.
     let signals = signals(first);
     signals.thread_block().context("signals can't be blocked")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)

@@ -31,6 +31,7 @@ fn init_to_be_driven() {
 #[test]
 fn scripted_agent() {
     let Some(folder) = std::env::var_os(AGENT) else { return };
+    take_signals_back().unwrap();
     let folder = PathBuf::from(folder);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -232,4 +233,15 @@ fn an_agent_that_fails_at_once_is_started_again_and_again() {
     for _ in 0..4 {
         assert_eq!(stage.hear("started "), "0");
     }
+}
+
+#[test]
+fn the_agent_hears_signals_although_init_has_them_blocked() {
+    let signals = SigSet::all();
+    let blocked = std::thread::spawn(move || {
+        signals.thread_block().unwrap();
+        take_signals_back().unwrap();
+        SigSet::thread_get_mask().unwrap()
+    });
+    assert_eq!(blocked.join().unwrap().iter().count(), 0);
 }
