@@ -246,6 +246,7 @@ async fn turn(
             _ = interrupt.recv() => halt(agent),
         }
         if agent.node.borrow().halted() {
+            agent.host.clear_parent_cgroup();
             log::info!("every pod has stopped");
             return Ok(());
         }

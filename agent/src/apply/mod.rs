@@ -126,6 +126,16 @@ impl Host {
         self.events.send(Event::Container { pod, container: container.clone(), event }).ok();
     }
 
+    /// Removes the cgroup above all pods: nothing stays behind once every pod has stopped.
+    pub fn clear_parent_cgroup(&self) {
+        let name = &self.config.cgroup;
+        if let Ok(cgroup) = Cgroup::open(name)
+            && let Err(error) = cgroup.remove()
+        {
+            log::error!("removing cgroup {name}: {}", chain(&error));
+        }
+    }
+
     /// Kills what runs in a container's cgroup and removes it. Says whether there was a process.
     pub fn clear_cgroup(&self, pod: Uid, container: &str) -> bool {
         let name = self.cgroup(pod, container);
