@@ -18,7 +18,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::apply::{Adopted, Folders, Host, Images, Key, Worker, chain, network_key};
 use crate::config::Config;
-use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase};
+use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase, Step};
 use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
@@ -67,7 +67,7 @@ impl Agent {
         let actions = self.node.borrow_mut().step(event, now());
         for (uid, action) in actions {
             if let Action::Admit(pod) = &action {
-                let worker = Worker::spawn(Rc::clone(&self.host), Arc::clone(pod), None, Vec::new());
+                let worker = Worker::spawn(Rc::clone(&self.host), Arc::clone(pod), None, false);
                 self.workers.borrow_mut().insert(uid, worker);
             }
             if let Some(worker) = self.workers.borrow().get(&uid) {
@@ -154,7 +154,7 @@ impl Agent {
             let node = self.node.borrow();
             node.container(key.pod, &key.container).is_some_and(|one| one.restarts == key.attempt && one.spent)
         });
-        let Some(Key { pod, container, attempt }) = known else {
+        let Some(key) = known else {
             let (holder, key) = (self.host.holder.clone(), exited.key.clone());
             spawn_local(async move {
                 if let Err(error) = holder.forget(&key).await {
@@ -163,11 +163,23 @@ impl Agent {
             });
             return;
         };
-        let kills =
-            skeg_runtime::Cgroup::open(&self.host.cgroup(pod, &container)).and_then(|cgroup| cgroup.oom_kills());
+        let cgroup = self.host.cgroup(key.pod, &key.container);
+        let kills = skeg_runtime::Cgroup::open(&cgroup).and_then(|cgroup| cgroup.oom_kills());
         let outcome = outcome(exited.exit, kills.is_ok_and(|count| count > 0));
         log::info!("{}: {}", exited.key, outcome.message);
-        self.step(Event::Container { pod, container, event: ContainerEvent::Exited { attempt, outcome } });
+        let live = self.host.live.borrow().get(&key).cloned();
+        let host = Rc::clone(&self.host);
+        spawn_local(async move {
+            // Whoever hears of the end may read the whole log.
+            let log = live.and_then(|live| live.log.borrow_mut().take());
+            if let Some(log) = log {
+                log.finish().await;
+            }
+            let Key { pod, container, attempt } = key;
+            let event = ContainerEvent::Exited { attempt, outcome };
+            // Without the loop the agent is ending; init will tell the exit again.
+            host.events.send(Event::Container { pod, container, event }).ok();
+        });
     }
 }
 
@@ -297,16 +309,23 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
     for record in host.journal.records()? {
         let (uid, pod) = (record.pod.uid, Arc::new(record.pod.clone()));
         let network = held.remove(&network_key(uid)).and_then(|item| item.fds.into_iter().next());
-        let mut running = Vec::new();
+        let (mut running, mut ended) = (false, Vec::new());
         let mut found = BTreeMap::new();
         for container in &record.containers {
             let key = Key { pod: uid, container: container.name.clone(), attempt: container.restarts };
             let begun = container.phase == RecordedPhase::Begun && record.boot == boot;
-            let item = if begun { held.remove(&key.to_string()) } else { None };
-            match item.and_then(|item| take_up(&key, item, &mut exits)) {
+            let mut told = Vec::new();
+            match held.remove(&key.to_string()).and_then(|item| take_up(&key, item, &mut told)) {
                 Some((adopted, what)) => {
-                    running.push(adopted);
-                    found.insert(container.name.clone(), what);
+                    host.adopt(&pod, adopted).await;
+                    if begun {
+                        found.insert(container.name.clone(), what);
+                        exits.append(&mut told);
+                        running = true;
+                    } else {
+                        // Its end is in the record; the agent died before it had cleaned up.
+                        ended.push(key);
+                    }
                 }
                 None if host.clear_cgroup(uid, &container.name) => {
                     found.insert(container.name.clone(), Found::Lost);
@@ -316,6 +335,10 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
         }
         adopt(agent, record, &found);
         let worker = Worker::spawn(Rc::clone(host), pod, network, running);
+        for Key { container, attempt, .. } in ended {
+            // The worker waits for what it is told.
+            worker.send(Action::Container(container, Step::Finish(attempt))).ok();
+        }
         agent.workers.borrow_mut().insert(uid, worker);
     }
     drop_unknown(agent, held).await;

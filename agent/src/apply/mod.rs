@@ -136,6 +136,20 @@ impl Host {
         }
     }
 
+    /// Makes a running attempt known and writes its log.
+    pub async fn adopt(&self, pod: &Pod, adopted: Adopted) {
+        let Adopted { key, pidfd, pipes } = adopted;
+        let log = self.folders.log(pod, &key.container, key.attempt);
+        let log = match Log::start(pipes, &log, &self.folders.intent(&key), &self.scratch).await {
+            Ok(log) => Some(log),
+            Err(error) => {
+                log::error!("the log of {key}: {}", chain(&error));
+                None
+            }
+        };
+        self.live.borrow_mut().insert(key, Rc::new(Live { pidfd, log: RefCell::new(log) }));
+    }
+
     /// Kills what runs in a container's cgroup and removes it. Says whether there was a process.
     pub fn clear_cgroup(&self, pod: Uid, container: &str) -> bool {
         let name = self.cgroup(pod, container);
@@ -169,13 +183,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Begins a worker; what is sent to it is done in order. `network` and `running` are what init held of an
-    /// earlier agent.
+    /// Begins a worker; what is sent to it is done in order. `network` is what init held of an earlier agent,
+    /// `running` says that containers of the pod run already.
     pub fn spawn(
         host: Rc<Host>,
         pod: Arc<Pod>,
         network: Option<OwnedFd>,
-        running: Vec<Adopted>,
+        running: bool,
     ) -> mpsc::UnboundedSender<Action> {
         // Unbounded, yet small: the core has at most a few actions under way for each container.
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -184,15 +198,10 @@ impl Worker {
         sender
     }
 
-    async fn run(mut self, mut actions: mpsc::UnboundedReceiver<Action>, running: Vec<Adopted>) {
-        if !running.is_empty()
-            && let Err(failure) = self.prepare().await
-        {
+    async fn run(mut self, mut actions: mpsc::UnboundedReceiver<Action>, running: bool) {
+        if running && let Err(failure) = self.prepare().await {
             // The containers run on; the next start will say it again.
             log::error!("pod {}/{}: {failure:?}", self.pod.namespace, self.pod.name);
-        }
-        for adopted in running {
-            self.adopt(adopted).await;
         }
         while let Some(action) = actions.recv().await {
             match action {

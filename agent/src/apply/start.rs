@@ -1,21 +1,19 @@
 //! The start of one attempt, from an image that is here to a process that init holds.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use skeg_protocol::{Container, Label};
 use skeg_runtime::{Cgroup, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, oci};
 use tokio::task::spawn_blocking;
 
-use super::{Key, Live, Prepared, Worker, chain, not_created};
+use super::{Key, Prepared, Worker, chain, not_created};
 use crate::convert;
 use crate::core::NotStarted;
 use crate::journal::make_folder;
-use crate::logs::{Log, Pipes};
+use crate::logs::Pipes;
 
 /// What init keeps beside an attempt's descriptors, so that a later agent knows since when it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -76,24 +74,8 @@ impl Worker {
             rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL).ok();
             return Err(not_created(&error));
         }
-        self.adopt(Adopted { key, pidfd: started.pidfd, pipes }).await;
+        self.host.adopt(&self.pod, Adopted { key, pidfd: started.pidfd, pipes }).await;
         Ok(())
-    }
-
-    /// Makes a running attempt known and writes its log.
-    pub(super) async fn adopt(&self, adopted: Adopted) {
-        let Adopted { key, pidfd, pipes } = adopted;
-        let log = self.host.folders.log(&self.pod, &key.container, key.attempt);
-        let intent = self.host.folders.intent(&key);
-        let log = match Log::start(pipes, &log, &intent, &self.host.scratch).await {
-            Ok(log) => Some(log),
-            Err(error) => {
-                log::error!("the log of {key}: {}", chain(&error));
-                None
-            }
-        };
-        let live = Live { pidfd, log: RefCell::new(log) };
-        self.host.live.borrow_mut().insert(key, Rc::new(live));
     }
 
     fn order(&self, container: &Container, attempt: u32, prepared: &Prepared) -> Result<Order, NotStarted> {

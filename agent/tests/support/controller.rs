@@ -173,11 +173,6 @@ impl Controller {
     pub fn pod(&self, uid: Uid) -> Option<PodStatus> {
         self.told.0.lock().unwrap().pods.get(&uid).cloned()
     }
-
-    /// Looks at everything that was told.
-    pub fn look<T>(&self, look: impl FnOnce(&Told) -> T) -> T {
-        look(&self.told.0.lock().unwrap())
-    }
 }
 
 /// Sends a whole manifest.
