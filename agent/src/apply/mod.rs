@@ -29,7 +29,7 @@ use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
 use crate::ports::Published;
 
-pub use files::Folders;
+pub use files::{Folders, remove_parent_cgroup};
 pub use images::Images;
 pub use start::{Adopted, HeldData};
 
@@ -124,16 +124,6 @@ impl Host {
     fn send(&self, pod: Uid, container: &Label, event: ContainerEvent) {
         // Without a receiver the agent is ending.
         self.events.send(Event::Container { pod, container: container.clone(), event }).ok();
-    }
-
-    /// Removes the cgroup above all pods: nothing stays behind once every pod has stopped.
-    pub fn clear_parent_cgroup(&self) {
-        let name = &self.config.cgroup;
-        if let Ok(cgroup) = Cgroup::open(name)
-            && let Err(error) = cgroup.remove()
-        {
-            log::error!("removing cgroup {name}: {}", chain(&error));
-        }
     }
 
     /// Makes a running attempt known and writes its log.
