@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
-use crate::apply::{Adopted, Folders, Host, Images, Key, Worker, chain, network_key};
+use crate::apply::{Adopted, Folders, Host, Images, Key, Worker, chain, network_key, remove_parent_cgroup};
 use crate::config::Config;
 use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase, Step};
 use crate::hold::{Exit, Exited, Held, Holder};
@@ -207,6 +207,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for folder in [&config.state_dir, &config.run_dir] {
         make_folder(folder).with_context(|| format!("making folder {}", folder.display()))?;
     }
+    let listen = |kind| signal(kind).context("listening for signals");
+    let signals = [listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?];
     let (holder, held) = Holder::from_env().context("asking init what it holds")?;
     let (events, mut incoming) = mpsc::unbounded_channel();
     let link = link::Settings::new(&config);
@@ -232,8 +234,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Err(link::NoLink::NotConfigured) => {}
         Err(error) => log::error!("no link to a controller: {error}"),
     }
-    let terminate = |kind| signal(kind).context("listening for signals");
-    let signals = [terminate(SignalKind::terminate())?, terminate(SignalKind::interrupt())?];
     turn(&agent, &mut incoming, signals).await
 }
 
@@ -259,6 +259,7 @@ async fn turn(
         }
         if agent.node.borrow().halted() {
             log::info!("every pod has stopped");
+            remove_parent_cgroup(&agent.host.config.cgroup);
             return Ok(());
         }
     }

@@ -78,10 +78,15 @@ fn a_pod_runs_answers_and_leaves_nothing_behind() {
 
     device.controller.want(Vec::new());
     device.controller.wait("the pod to be gone", |told| told.pods.is_empty());
-    assert_eq!((device.mounts(), device.cgroups()), (vec![], vec![]));
+    assert_eq!(device.mounts(), Vec::<String>::new());
+    for cgroup in device.cgroups() {
+        let below = fs::read_dir(&cgroup).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
+        assert_eq!(below, 0, "{}", cgroup.display());
+    }
     let left = |folder: &str| fs::read_dir(device.folder.path().join(folder)).map_or(0, Iterator::count);
     assert_eq!((left("state/pods"), left("state/logs"), left("run/pods"), left("state/state/pods")), (0, 0, 0, 0));
     device.power_off();
+    assert_eq!(device.cgroups(), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]

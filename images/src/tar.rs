@@ -155,9 +155,10 @@ impl<R: Read> Archive<R> {
     fn skip_rest(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
         while self.read_data(&mut buffer)? > 0 {}
-        let padding = usize::try_from(self.padding).unwrap_or(0).min(BLOCK);
-        self.fill(&mut buffer[..padding])?;
-        self.padding = 0;
+        // umoci stops right after the last file's data. Nothing is lost by taking that for the end, as Go's reader does.
+        let padding = std::mem::take(&mut self.padding);
+        let read = io::copy(&mut self.inner.by_ref().take(padding), &mut io::sink());
+        self.offset += read.map_err(|source| TarError::Read { offset: self.offset, source })?;
         Ok(())
     }
 

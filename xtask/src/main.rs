@@ -31,7 +31,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Shows the whole way of a pod on this machine, and takes everything away again. Needs root.
-    Demo,
+    Demo {
+        /// Takes the static binaries as an earlier run built them.
+        #[arg(long)]
+        no_build: bool,
+    },
     /// Runs every test, installing what it needs: checks, unit, property, privileged and QEMU tests.
     Test {
         /// Runs only the steps whose name holds this text (their list: --only '').
@@ -74,7 +78,7 @@ fn root() -> PathBuf {
 fn run(task: Task) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
     match task {
-        Task::Demo => demo::run(),
+        Task::Demo { no_build } => demo::run(!no_build),
         Task::Test { only } => test::run(only.as_deref()),
         Task::Tidy => tidy::run(),
         Task::Bench { name, json } => bench::run(name, json),

@@ -189,6 +189,19 @@ fn mount_memory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes the parent cgroup of all pods from every hierarchy, where nothing is in it. Others may use it too, so
+/// only an empty one goes, and what stays is no error.
+pub fn remove_parent_cgroup(name: &str) {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for line in table.lines() {
+        // proc_pid_mountinfo(5): the fifth field is the mount point, the first after " - " the kind.
+        let kind = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next());
+        if let (Some("cgroup" | "cgroup2"), Some(mount)) = (kind, line.split(' ').nth(4)) {
+            fs::remove_dir(Path::new(mount).join(name)).ok();
+        }
+    }
+}
+
 fn said(what: &str, path: &Path, done: io::Result<()>) {
     match done {
         Err(error) if error.kind() != io::ErrorKind::NotFound => log::error!("{what} {}: {error}", path.display()),

@@ -29,7 +29,7 @@ use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
 use crate::ports::Published;
 
-pub use files::Folders;
+pub use files::{Folders, remove_parent_cgroup};
 pub use images::Images;
 pub use start::{Adopted, HeldData};
 

@@ -1,3 +1,5 @@
+//! The conversion against real image configurations: what ends up in the spec, and which field errors name.
+
 use super::*;
 use crate::core::tests::pod;
 use oci_spec::image::Config as ImageConfig;

@@ -156,12 +156,11 @@ impl Device {
         table.lines().filter(|line| line.contains(&folder)).map(str::to_owned).collect()
     }
 
-    /// Cgroup folders of the device's pods.
+    /// Cgroup folders of the device, in every hierarchy.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let roots = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
         let ours = roots.chain(["/sys/fs/cgroup".into()]).map(|root: PathBuf| root.join(&self.cgroup));
-        let below = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        ours.flat_map(below).filter(|path| path.is_dir()).collect()
+        ours.filter(|path| path.is_dir()).collect()
     }
 }
 

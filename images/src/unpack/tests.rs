@@ -183,6 +183,17 @@ fn an_absolute_name_means_the_layers_root() {
 }
 
 #[test]
+fn an_archive_that_ends_with_its_last_files_data_is_whole() {
+    // As umoci's `insert` writes it: no padding to a block, no end mark.
+    let layer = layer();
+    let bytes = TarFile::new().file("etc/name", b"x\n").bytes();
+    unpack(&mut Archive::new(&bytes[..512 + 2]), &layer.path, LIMIT).unwrap();
+    assert_eq!(fs::read(layer.path.join("etc/name")).unwrap(), b"x\n");
+    let cut = unpack(&mut Archive::new(&bytes[..512 + 1]), &layer.path, LIMIT);
+    assert!(matches!(cut, Err(UnpackError::Archive(..))), "{cut:?}");
+}
+
+#[test]
 fn hostile_name_upwards_is_refused() {
     assert_eq!(layer().refuses(TarFile::new().file("../victim", b"x")), Problem::Upwards);
     assert_eq!(layer().refuses(TarFile::new().file("a/../../victim", b"x")), Problem::Upwards);

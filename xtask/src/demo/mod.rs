@@ -28,7 +28,7 @@ const MAX_PAGE: u64 = 64 * 1024;
 ///
 /// # Errors
 /// Whatever went wrong, after everything was taken away.
-pub(crate) fn run() -> Result<ExitCode> {
+pub(crate) fn run(build: bool) -> Result<ExitCode> {
     if !needs::is_root() {
         bail!(
             "the demo starts containers: it mounts, makes namespaces and cgroups, and needs root's rights for that\n\
@@ -38,7 +38,9 @@ pub(crate) fn run() -> Result<ExitCode> {
     let mut ui = Ui::new();
     ui.plain("skeg: a controller and a board on this machine, from the build to the clean-up\n");
     let before = Snapshot::take("skeg-demo-")?;
-    prepare(&mut ui)?;
+    if build {
+        prepare(&mut ui)?;
+    }
     let mut world = World::new("skeg-demo-")?;
     let story = tell(&mut ui, &mut world);
     if story.is_err() {

@@ -179,7 +179,7 @@ impl World {
     /// The device's local command.
     pub(crate) fn skegd(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(build::binary(&self.target, "skegd"));
-        command.arg("--config").arg(self.path("skegd.toml")).args(arguments);
+        command.args(arguments).arg("--config").arg(self.path("skegd.toml"));
         capture(&mut command)
     }
 
