@@ -60,7 +60,7 @@ fn boots(board: &str, network: Network, address: &str, clean: bool) -> Result<()
     site.check_disk()?;
 
     let mut machine = site.switch_on(false, "1970-01-01")?;
-    let done = second_boot(&mut machine);
+    let done = second_boot(&mut machine, clean);
     done.with_context(|| site.evidence("second boot", &machine))?;
     println!("{board}: second boot, {:.1?}", machine.age());
     machine.cut_power()?;
@@ -125,8 +125,8 @@ fn lose_the_agent(controller: &Controller, machine: &mut Machine) -> Result<()> 
     Ok(())
 }
 
-/// No network, no clock: what ran before runs again.
-fn second_boot(machine: &mut Machine) -> Result<()> {
+/// No network, no clock: what ran before runs again, and what ended stays ended, with the reason of each.
+fn second_boot(machine: &mut Machine, clean: bool) -> Result<()> {
     machine.wait_for("/init ps | grep -q 'count.*Running'")?;
     let year = machine.succeed("date +%Y")?;
     ensure!(year == "1970", "the clock shows {year}");
@@ -134,7 +134,9 @@ fn second_boot(machine: &mut Machine) -> Result<()> {
     ensure!(interfaces == "lo", "there is a network: {interfaces}");
     machine.wait_for("/init logs count | grep -q '^line 5$'")?;
     let listed = machine.succeed("/init ps")?;
-    ensure!(!listed.lines().any(|line| line.contains("greedy") && line.contains("Running")), "{listed}");
+    let line = |name| listed.lines().find(|line| line.contains(name)).unwrap_or_default();
+    ensure!(line("greedy").contains("OOMKilled"), "how greedy ended is forgotten, or it runs again:\n{listed}");
+    ensure!(clean || line("count").contains("NodeReboot"), "why count was restarted is not told:\n{listed}");
     Ok(())
 }
 
