@@ -28,6 +28,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use commands::Target;
 use config::Config;
@@ -149,6 +150,9 @@ fn run(command: Command) -> anyhow::Result<i32> {
     match command {
         Command::Init { config } => init::run(&config).map(|()| 0),
         Command::Agent { config } => {
+            // First, while there is one thread: containers start as copies of this process, and their images must not
+            // be able to write to its file (CVE-2019-5736).
+            skeg_runtime::protect_executable().context("keeping containers away from the agent's own program")?;
             init::take_signals_back()?;
             let config = Config::load(&config)?;
             in_runtime(async { agent::run(config).await.map(|()| 0) })
