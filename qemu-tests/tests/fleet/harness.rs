@@ -376,7 +376,8 @@ impl Fleet {
     /// Runs a command on the node.
     pub fn skegd(&self, args: &[&str]) -> String {
         let config = self.node().folder.join("skegd.toml").display().to_string();
-        succeed(binary("skegd"), &[&["--config", &config], args].concat())
+        let (command, rest) = args.split_first().expect("a command has a name");
+        succeed(binary("skegd"), &[&[command, "--config", &config], rest].concat())
     }
 
     fn apply_output(&self, object: &Value) -> Output {
@@ -472,7 +473,7 @@ impl Fleet {
     pub fn wait_for_new_agent(&self) {
         let config = self.node().folder.join("skegd.toml").display().to_string();
         until("the new agent answers", || {
-            let output = run(binary("skegd"), &["--config", &config, "ps"]);
+            let output = run(binary("skegd"), &["ps", "--config", &config]);
             if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
         });
     }
