@@ -28,13 +28,13 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use commands::Target;
 use config::Config;
 
-/// Most threads for blocking work at a time; more would only make an SD card slower.
-const BLOCKING_THREADS: usize = 4;
+/// Most threads for blocking work at a time: three may unpack layers, the others are for what must not wait for them.
+const BLOCKING_THREADS: usize = 6;
 /// How long a thread for blocking work waits for more of it.
 const BLOCKING_LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -150,9 +150,9 @@ fn run(command: Command) -> anyhow::Result<i32> {
     match command {
         Command::Init { config } => init::run(&config).map(|()| 0),
         Command::Agent { config } => {
-            // First, while there is one thread: containers start as copies of this process, and their images must not
-            // be able to write to its file (CVE-2019-5736).
-            skeg_runtime::protect_executable().context("keeping containers away from the agent's own program")?;
+            skeg_runtime::protect_executable().context("containers can't be kept from this program's file")?;
+            // Executing itself once more has left the thread with a number for a name.
+            rustix::thread::set_name(c"skegd").context("this process can't be named")?;
             init::take_signals_back()?;
             let config = Config::load(&config)?;
             in_runtime(async { agent::run(config).await.map(|()| 0) })

@@ -202,7 +202,7 @@ impl<R: Read> Archive<R> {
             if !self.checksum_holds(&block) {
                 return self.malformed("a header's checksum is wrong");
             }
-            let size = self.number(header.entry_size())?;
+            let size = self.number(&header.as_old().size, header.entry_size())?;
             match header.entry_type().as_byte() {
                 b'L' => long_path = Some(until_nul(self.meta(size, &mut used)?)),
                 b'K' => long_link = Some(until_nul(self.meta(size, &mut used)?)),
@@ -234,8 +234,12 @@ impl<R: Read> Archive<R> {
         stored.is_ok_and(|stored| stored == sum(false) || stored == sum(true))
     }
 
-    fn number<T>(&self, field: io::Result<T>) -> Result<T> {
-        field.or_else(|_| self.malformed("a header's number is none"))
+    /// An empty field is a 0, as for GNU tar and Go's reader.
+    fn number<T: Default>(&self, field: &[u8], value: io::Result<T>) -> Result<T> {
+        if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+            return Ok(T::default());
+        }
+        value.or_else(|_| self.malformed("a header's number is none"))
     }
 
     fn entry(
@@ -287,9 +291,9 @@ impl<R: Read> Archive<R> {
             path,
             kind,
             link: link.unwrap_or_else(|| header.link_name_bytes().map_or_else(Vec::new, |link| link.into_owned())),
-            mode: self.number(header.mode())? & 0o7777,
-            uid: pax.uid.map_or_else(|| self.number(header.uid()), Ok)?,
-            gid: pax.gid.map_or_else(|| self.number(header.gid()), Ok)?,
+            mode: self.number(&header.as_old().mode, header.mode())? & 0o7777,
+            uid: pax.uid.map_or_else(|| self.number(&header.as_old().uid, header.uid()), Ok)?,
+            gid: pax.gid.map_or_else(|| self.number(&header.as_old().gid, header.gid()), Ok)?,
             mtime: pax.mtime.map_or_else(|| self.mtime(header), Ok)?,
             size: real_size,
             pieces,
@@ -302,7 +306,7 @@ impl<R: Read> Archive<R> {
     }
 
     fn mtime(&self, header: &tar::Header) -> Result<(i64, u32)> {
-        Ok((self.number(header.mtime())?.cast_signed(), 0))
+        Ok((self.number(&header.as_old().mtime, header.mtime())?.cast_signed(), 0))
     }
 
     /// GNU's old sparse format: the map stands in the header and in blocks after it.

@@ -1,9 +1,14 @@
 //! Control groups: where a container's processes are counted, bounded and ended.
 //!
 //! Owns folders below the cgroup filesystems, on version 2, on version 1, and on hosts that mount both. Must not know
-//! containers or plans. Why there is own code for this: `docs/decisions/0002-cgroups.md`.
+//! containers or plans. Limits are written by `cgroups-rs`; why the rest is own code: `docs/decisions/0002-cgroups.md`.
 
+use cgroups_rs::fs::MaxValue;
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::pid::PidController;
 use std::collections::BTreeSet;
+use std::error::Error as _;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
@@ -70,7 +75,7 @@ pub enum CgroupError {
         limit: &'static str,
         /// The file that was written.
         file: PathBuf,
-        /// What was written.
+        /// What was asked for, as the file takes it.
         value: String,
         /// The kernel's reason.
         #[source]
@@ -314,29 +319,33 @@ impl Cgroup {
     pub fn set_limits(&self, limits: &Limits) -> Result<(), CgroupError> {
         if let Some(value) = limits.memory_bytes {
             let folder = self.with("memory", value)?;
-            match folder.hierarchy.version {
-                Version::One => folder.limit("memory", "memory.limit_in_bytes", value.to_string())?,
-                Version::Two => folder.limit("memory", "memory.max", value.to_string())?,
-            }
+            let file = match folder.hierarchy.version {
+                Version::One => "memory.limit_in_bytes",
+                Version::Two => "memory.max",
+            };
+            let memory = folder.controller(MemController::new);
+            folder.limit("memory", file, value.to_string(), || memory.set_limit(signed(value)))?;
         }
         if let Some(value) = limits.pids {
-            self.with("pids", value)?.limit("pids", "pids.max", value.to_string())?;
+            let folder = self.with("pids", value)?;
+            let pids = folder.controller(PidController::new);
+            let set = || pids.set_pid_max(MaxValue::Value(signed(value)));
+            folder.limit("pids", "pids.max", value.to_string(), set)?;
         }
         if let Some(value) = limits.cpu_millis {
-            let folder = self.with("cpu", value)?;
-            let quota = (value.saturating_mul(CPU_PERIOD_MICROSECONDS) / 1000).max(CPU_QUOTA_MINIMUM_MICROSECONDS);
-            match folder.hierarchy.version {
-                Version::One => {
-                    folder.limit("cpu", "cpu.cfs_period_us", CPU_PERIOD_MICROSECONDS.to_string())?;
-                    folder.limit("cpu", "cpu.cfs_quota_us", quota.to_string())?;
-                }
-                Version::Two => folder.limit("cpu", "cpu.max", format!("{quota} {CPU_PERIOD_MICROSECONDS}"))?,
-            }
+            self.with("cpu", value)?.limit_cpu(value)?;
         }
-        // When memory runs out, a container ends as a whole: half a container is worse than none.
+        // When memory runs out, a container ends as a whole: half a container is worse than none. cgroups-rs knows the
+        // file only as an attribute, and drops the errors of those.
         match self.find("memory") {
             Some(folder) if folder.hierarchy.version == Version::Two => {
-                folder.limit("memory", "memory.oom.group", "1".into())
+                let file = folder.path.join("memory.oom.group");
+                write(&file, "1").map_err(|source| CgroupError::Limit {
+                    limit: "memory",
+                    file,
+                    value: "1".into(),
+                    source,
+                })
             }
             _ => Ok(()),
         }
@@ -523,9 +532,43 @@ impl Folder {
         Ok(())
     }
 
-    fn limit(&self, limit: &'static str, file: &str, value: String) -> Result<(), CgroupError> {
+    /// A controller of cgroups-rs for this folder and no other, in the version that this hierarchy has.
+    fn controller<C>(&self, new: fn(PathBuf, PathBuf, bool) -> C) -> C {
+        new(self.path.clone(), self.hierarchy.mount.clone(), self.hierarchy.version == Version::Two)
+    }
+
+    fn limit_cpu(&self, millis: u64) -> Result<(), CgroupError> {
+        let cpu = self.controller(CpuController::new);
+        let period = CPU_PERIOD_MICROSECONDS;
+        let quota = signed((millis.saturating_mul(period) / 1000).max(CPU_QUOTA_MINIMUM_MICROSECONDS));
+        match self.hierarchy.version {
+            // One call for each file, so that the error names the right one.
+            Version::One => {
+                self.limit("cpu", "cpu.cfs_period_us", period.to_string(), || cpu.set_cfs_period(period))?;
+                self.limit("cpu", "cpu.cfs_quota_us", quota.to_string(), || cpu.set_cfs_quota(quota))
+            }
+            Version::Two => self.limit("cpu", "cpu.max", format!("{quota} {period}"), || {
+                cpu.set_cfs_quota_and_period(Some(quota), Some(period))
+            }),
+        }
+    }
+
+    /// Lets cgroups-rs write `file`, which must be there: cgroups-rs opens with `O_CREAT`, and cgroup filesystems
+    /// answer an attempt to create with EACCES, which would hide that this kernel lacks the file.
+    fn limit(
+        &self,
+        limit: &'static str,
+        file: &str,
+        value: String,
+        set: impl FnOnce() -> Result<(), cgroups_rs::fs::error::Error>,
+    ) -> Result<(), CgroupError> {
         let file = self.path.join(file);
-        write(&file, &value).map_err(|source| CgroupError::Limit { limit, file, value, source })
+        fs::metadata(&file).and_then(|_| set().map_err(kernel_reason)).map_err(|source| CgroupError::Limit {
+            limit,
+            file,
+            value,
+            source,
+        })
     }
 
     fn read_if_there(&self, file: &str) -> Result<Option<String>, CgroupError> {
@@ -538,7 +581,22 @@ impl Folder {
     }
 }
 
-/// Writes a file of the kernel's. It must be there: cgroup filesystems answer an attempt to create with EPERM.
+/// What cgroups-rs takes. Values above are told to the kernel as the greatest one: for memory both are no limit at all,
+/// and as a number of processes it refuses both.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Takes the kernel's reason out of an error of cgroups-rs; one without stays whole.
+fn kernel_reason(error: cgroups_rs::fs::error::Error) -> io::Error {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::other(error),
+    }
+}
+
+/// Writes a file of the kernel's. It must be there: cgroup filesystems answer an attempt to create with EACCES.
 fn write(path: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
@@ -606,7 +664,7 @@ mod tests {
             }
             fs::write(folder.join("memory.events"), "low 0\noom 9\noom_kill 3\noom_group_kill 1\n").unwrap();
             fs::write(folder.join("pids.max"), "").unwrap();
-            fs::write(folder.join("cpu.max"), "").unwrap();
+            fs::write(folder.join("cpu.max"), "max 100000\n").unwrap();
         }
         let table = format!("31 23 0:28 / {} rw,nosuid - cgroup2 cgroup2 rw\n", root.path().display());
         let host = HostCgroups::from_mount_table(&table).unwrap();
@@ -645,6 +703,28 @@ mod tests {
         let cgroup = Cgroup::place(&host, "web").unwrap();
         let error = cgroup.set_limits(&limits).unwrap_err();
         assert!(error.to_string().starts_with("limit pids = 9 needs the cgroup controller pids"), "{error}");
+    }
+
+    #[test]
+    fn a_limit_that_the_kernel_lacks_is_told_with_its_file() {
+        let (root, host) = version_two(&["web"]);
+        let cgroup = Cgroup::place(&host, "web").unwrap();
+        let limits = [
+            ("memory.max", Limits { memory_bytes: Some(1 << 20), ..Limits::default() }),
+            ("pids.max", Limits { pids: Some(9), ..Limits::default() }),
+            ("cpu.max", Limits { cpu_millis: Some(500), ..Limits::default() }),
+        ];
+        for (name, limits) in limits {
+            let path = root.path().join("web").join(name);
+            fs::remove_file(&path).unwrap();
+            match cgroup.set_limits(&limits).unwrap_err() {
+                CgroupError::Limit { file, source, .. } => {
+                    assert_eq!(file, path);
+                    assert_eq!(source.raw_os_error(), Some(libc::ENOENT));
+                }
+                error => panic!("{error}"),
+            }
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ enum Task {
     },
     /// Runs every test, installing what it needs: checks, unit, property, privileged and QEMU tests.
     Test {
-        /// Runs only the steps whose name holds this text (their list: --only '').
+        /// Runs only this step; a wrong name lists them.
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },

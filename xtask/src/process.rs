@@ -62,18 +62,19 @@ pub(crate) fn run(
     let (sender, receiver) = mpsc::channel();
     forward(child.stdout.take().context("stdout was piped")?, sender.clone());
     forward(child.stderr.take().context("stderr was piped")?, sender);
-    let mut lines = Vec::new();
+    let (mut lines, mut last) = (Vec::new(), String::new());
     loop {
         match receiver.recv_timeout(Duration::from_millis(100)) {
             Ok(line) => {
                 if let Some(text) = progress(&line) {
-                    ui.detail(&text);
+                    last = text;
                 }
+                ui.detail(&last);
                 if lines.len() < MAX_LINES {
                     lines.push(line);
                 }
             }
-            Err(RecvTimeoutError::Timeout) => ui.detail(&format!("{} s", ui.step_time().as_secs())),
+            Err(RecvTimeoutError::Timeout) => ui.detail(&format!("{last} {} s", ui.step_time().as_secs())),
             Err(RecvTimeoutError::Disconnected) => break,
         }
         if interrupt::noted() {

@@ -60,7 +60,7 @@ impl Log {
     }
 
     /// Tells a follower when there is more: the value changes after each batch, and the sender is dropped at the end
-    /// of the log. For [`super::read`].
+    /// of the log. For [`super::read()`].
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.progress.clone()
     }

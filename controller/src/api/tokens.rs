@@ -39,12 +39,17 @@ struct Body {
 }
 
 fn object(record: &TokenRecord) -> Value {
+    let phase = match () {
+        () if time::now().as_second() >= record.expires => "expired",
+        () if record.uses_left == 0 => "used up",
+        () => "usable",
+    };
     let stamp = |seconds| jiff::Timestamp::from_second(seconds).map_or(Value::Null, |at| json!(time::text(at)));
     json!({
         "apiVersion": "skeg.dev/v1", "kind": "JoinToken",
         "metadata": {"name": record.id, "creationTimestamp": stamp(record.created)},
         "spec": {"ttlSeconds": record.expires - record.created, "uses": record.uses},
-        "status": {"expires": stamp(record.expires), "usesLeft": record.uses_left},
+        "status": {"expires": stamp(record.expires), "usesLeft": record.uses_left, "phase": phase},
     })
 }
 

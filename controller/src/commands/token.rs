@@ -56,12 +56,13 @@ pub(crate) async fn run(client: &Client, options: &Token) -> Result<()> {
         }
         Verb::List => {
             let found = client.json(Method::GET, PLACE, None).await?;
-            let mut lines = vec![["ID", "USES LEFT", "EXPIRES"].map(str::to_owned).to_vec()];
+            let mut lines = vec![["ID", "STATUS", "USES LEFT", "EXPIRES"].map(str::to_owned).to_vec()];
             for item in found["items"].as_array().map(Vec::as_slice).unwrap_or_default() {
                 let (left, uses) = (&item["status"]["usesLeft"], &item["spec"]["uses"]);
                 let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
                 lines.push(vec![
                     text(&item["metadata"]["name"]),
+                    text(&item["status"]["phase"]),
                     format!("{left}/{uses}"),
                     text(&item["status"]["expires"]),
                 ]);

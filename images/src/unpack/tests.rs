@@ -194,6 +194,18 @@ fn an_archive_that_ends_with_its_last_files_data_is_whole() {
 }
 
 #[test]
+fn an_empty_number_is_zero() {
+    let layer = layer();
+    let mut header = tar::Header::new_ustar();
+    header.set_path("plain").unwrap();
+    header.set_size(0);
+    header.set_cksum();
+    let bytes = [header.as_bytes().as_slice(), &[0; 1024]].concat();
+    unpack(&mut Archive::new(&bytes[..]), &layer.path, LIMIT).unwrap();
+    assert_eq!((layer.stat("plain").uid(), layer.stat("plain").mtime()), (0, 0));
+}
+
+#[test]
 fn hostile_name_upwards_is_refused() {
     assert_eq!(layer().refuses(TarFile::new().file("../victim", b"x")), Problem::Upwards);
     assert_eq!(layer().refuses(TarFile::new().file("a/../../victim", b"x")), Problem::Upwards);

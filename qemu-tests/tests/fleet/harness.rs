@@ -168,7 +168,9 @@ pub struct Node {
 impl Node {
     fn start(folder: PathBuf, name: &str, controller: &str, token: &str) -> Self {
         fs::create_dir_all(&folder).expect("the folder is ours");
-        let cgroup = format!("skeg-test-{}-{name}", std::process::id());
+        // Fleets of several tests run side by side; the temp folder's name is each one's own.
+        let fleet = folder.parent().and_then(Path::file_name).expect("a node's folder lies in its fleet's");
+        let cgroup = format!("skeg-test{}-{name}", fleet.display());
         let config = format!(
             "node_name = {name:?}\nstate_dir = {:?}\nrun_dir = {:?}\ncgroup = {cgroup:?}\n[controller]\naddress = {controller:?}\njoin_token = {token:?}\n",
             folder.join("state"),
@@ -227,7 +229,7 @@ impl Drop for Node {
         let _ = self.init.wait();
         let left = leftovers(&self.folder, &self.cgroup);
         if !std::thread::panicking() {
-            assert!(left.is_empty(), "the node left behind: {left:?}");
+            assert!(left.is_empty(), "the node left behind: {left:?}; its log:\n{}", self.log());
         }
     }
 }
@@ -243,7 +245,9 @@ fn leftovers(folder: &Path, cgroup: &str) -> Vec<String> {
         .filter(|target| target.starts_with(&below) && !target.ends_with("/state"))
         .map(str::to_owned)
         .collect();
-    left.extend(cgroup_folders(cgroup).into_iter().map(|path| path.display().to_string()));
+    for folder in cgroup_folders(cgroup) {
+        left.push(succeed("find", &[&folder.display().to_string(), "-type", "d"]));
+    }
     left
 }
 
@@ -376,7 +380,8 @@ impl Fleet {
     /// Runs a command on the node.
     pub fn skegd(&self, args: &[&str]) -> String {
         let config = self.node().folder.join("skegd.toml").display().to_string();
-        succeed(binary("skegd"), &[&["--config", &config], args].concat())
+        let (command, rest) = args.split_first().expect("a command has a name");
+        succeed(binary("skegd"), &[&[command, "--config", &config], rest].concat())
     }
 
     fn apply_output(&self, object: &Value) -> Output {
@@ -472,7 +477,7 @@ impl Fleet {
     pub fn wait_for_new_agent(&self) {
         let config = self.node().folder.join("skegd.toml").display().to_string();
         until("the new agent answers", || {
-            let output = run(binary("skegd"), &["--config", &config, "ps"]);
+            let output = run(binary("skegd"), &["ps", "--config", &config]);
             if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
         });
     }

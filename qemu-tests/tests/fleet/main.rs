@@ -107,10 +107,10 @@ fn bad_input_is_named_and_leaves_every_other_pod_running() {
     fleet.wait_for_message("no-command", "/no/such/program");
 
     fleet.apply(&pod_with("bad-limit", "tools:1", &forever, |spec| {
-        // One thousandth of a CPU is less than the kernel's shortest quota (sched-bwc: 1 ms in 100 ms).
-        spec["containers"][0]["resources"] = serde_json::json!({ "limits": { "cpu": "1m" } });
+        // One more than the kernel's own bound of process numbers (PID_MAX_LIMIT).
+        spec["containers"][0]["resources"] = serde_json::json!({ "limits": { "skeg.dev/pids": "4194306" } });
     }));
-    fleet.wait_for_message("bad-limit", "cpu");
+    fleet.wait_for_message("bad-limit", "pids.max");
 
     fleet.apply(&pod_with("greedy", "tools:1", &["sh", "-c", "x=x; while :; do x=$x$x; done"], |spec| {
         spec["containers"][0]["resources"] = serde_json::json!({ "limits": { "memory": "16Mi" } });

@@ -41,9 +41,11 @@ fn limits_are_what_the_kernel_says_they_are() {
     let cgroup = ground.cgroup.as_ref().unwrap();
     let told = cgroup.read_limits_for_test();
     assert_eq!(told, (Some("67108864".into()), Some("25000 100000".into()), Some("33".into())));
-    // The kernel's refusal names limit, file and value.
+    // The kernel's refusal names limit, file and value, and keeps its reason.
     let error = cgroup.set_limits(&Limits { pids: Some(u64::MAX), ..Limits::default() }).unwrap_err();
     assert!(error.to_string().contains("limit pids = 18446744073709551615 in /"), "{error}");
+    let CgroupError::Limit { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.raw_os_error(), Some(libc::EINVAL));
 }
 
 #[test]
