@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{capture, succeed};
+use crate::process::{capture, shown, succeed};
 use crate::ui::Ui;
 
 /// Something that a Debian package brings.
@@ -42,11 +42,8 @@ pub(crate) const PEERS: &[Need] = &[
 /// For the tests of a whole fleet and for the QEMU boots.
 pub(crate) const BOARDS: &[Need] = &[
     need("busybox-static", "busybox"),
-    need("cpio", "cpio"),
     need("e2fsprogs", "mke2fs"),
     need("file", "file"),
-    need("iproute2", "ip"),
-    need("kmod", "modinfo"),
     need("mmdebstrap", "mmdebstrap"),
     need("qemu-system-arm", "qemu-system-aarch64"),
     need("qemu-system-x86", "qemu-system-x86_64"),
@@ -76,16 +73,19 @@ pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// apt refuses qemu packages beside a newer qemu-utils: gives `qemu-utils=VERSION` to go back to, if so.
-fn qemu_utils(packages: &[&str]) -> Option<String> {
+/// apt refuses Debian's qemu packages beside a newer qemu-utils: gives `qemu-utils=VERSION` to go back to, if so.
+fn older_qemu_utils(packages: &[&str]) -> Option<String> {
     packages.iter().any(|package| package.starts_with("qemu-system")).then_some(())?;
-    let policy = capture(Command::new("apt-cache").args(["policy", "qemu-utils", "qemu-system-x86"])).ok()?;
-    let mut sections = policy.split("qemu-system-x86:");
-    let field = |section: &str, name: &str| {
-        section.lines().find_map(|line| line.trim().strip_prefix(name).map(|value| value.trim().to_owned()))
+    let policy = |package: &str| capture(Command::new("apt-cache").args(["policy", package])).ok();
+    go_back(&policy("qemu-utils")?, &policy("qemu-system-x86")?)
+}
+
+/// Compares what `apt-cache policy` says of what is installed and of what is to be.
+fn go_back(utils: &str, system: &str) -> Option<String> {
+    let field = |policy: &str, name: &str| {
+        policy.lines().find_map(|line| line.trim().strip_prefix(name).map(|value| value.trim().to_owned()))
     };
-    let installed = field(sections.next()?, "Installed:")?;
-    let wanted = field(sections.next()?, "Candidate:")?;
+    let (installed, wanted) = (field(utils, "Installed:")?, field(system, "Candidate:")?);
     (installed != "(none)" && installed != wanted).then(|| format!("qemu-utils={wanted}"))
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn packages(ui: &mut Ui, needs: &[&[Need]]) -> Result<()> {
         ui.lines("apt-get update");
         apt(ui, &["update"])?;
     }
-    let downgrade = qemu_utils(&packages);
+    let downgrade = older_qemu_utils(&packages);
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     if let Some(utils) = &downgrade {
         arguments.extend(["--allow-downgrades", utils]);
@@ -156,13 +156,9 @@ fn rustup(ui: &mut Ui, kind: &str, names: &[&str]) -> Result<()> {
     }
     let mut command = Command::new("rustup");
     command.args([kind, "add"]).args(wanted);
-    ui.lines(&process_text(&command));
+    ui.lines(&shown(&command));
     succeed(ui, &mut command, |line| Some(line.to_owned())).with_context(|| format!("by hand: {}", by_hand()))?;
     Ok(())
-}
-
-fn process_text(command: &Command) -> String {
-    crate::process::shown(command)
 }
 
 #[cfg(test)]
@@ -175,5 +171,17 @@ mod tests {
         let gone = need("no-such-package", "no-such-program");
         let file = need("another", "/no/such/file");
         assert_eq!(missing(&[&[there, gone], &[gone, file]]), ["another", "no-such-package"]);
+    }
+
+    #[test]
+    fn a_newer_qemu_utils_goes_back() {
+        let policy = |installed: &str, candidate: &str| {
+            format!("qemu:\n  Installed: {installed}\n  Candidate: {candidate}\n  Version table:\n")
+        };
+        let system = policy("(none)", "1:7.2+dfsg-7");
+        let newer = policy("1:10.0.2~bpo12", "1:10.0.2~bpo12");
+        assert_eq!(go_back(&newer, &system).as_deref(), Some("qemu-utils=1:7.2+dfsg-7"));
+        assert_eq!(go_back(&policy("1:7.2+dfsg-7", "1:7.2+dfsg-7"), &system), None);
+        assert_eq!(go_back(&policy("(none)", "1:7.2+dfsg-7"), &system), None);
     }
 }
