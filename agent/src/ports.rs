@@ -110,6 +110,8 @@ async fn listen(listener: TcpListener, network: Arc<OwnedFd>, port: u16, room: R
 }
 
 async fn carry(mut client: TcpStream, network: &Arc<OwnedFd>, port: u16) -> io::Result<()> {
+    // A client that vanished without a word would keep its place for ever.
+    rustix::net::sockopt::set_socket_keepalive(&client, true)?;
     let mut server = connect(network, port).await?;
     tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
 }

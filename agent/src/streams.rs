@@ -2,6 +2,7 @@
 //!
 //! Owns the life of processes started by exec: they end with their stream. Changes nothing of a pod.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -21,7 +22,8 @@ use crate::convert;
 use crate::logs;
 use crate::peer::{Sender, Stream, StreamEvent};
 
-/// How long output is waited for after the process has ended: somebody else may hold its pipes.
+/// How long new output is waited for after the process has ended: somebody else may hold its pipes. What was read
+/// already is sent however long that takes.
 const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Serves one stream to its end.
@@ -238,19 +240,22 @@ impl Running {
         };
         let (input, output, tty) = (self.input.take(), Rc::clone(&self.output), self.tty);
         let errors = self.errors.take();
+        let sending = Cell::new(0);
         let outputs = async {
             let errors = async {
                 if let Some(errors) = &errors {
-                    copy(errors, &sender, Channel::Stderr).await;
+                    copy(errors, &sender, Channel::Stderr, &sending).await;
                 }
             };
-            tokio::join!(copy(&output, &sender, Channel::Stdout), errors);
+            tokio::join!(copy(&output, &sender, Channel::Stdout, &sending), errors);
         };
         let finished = async {
             tokio::pin!(outputs, exited);
             tokio::select! {
                 () = &mut outputs => exited.await,
-                () = &mut exited => drop(tokio::time::timeout(LAST_OUTPUT, outputs).await),
+                () = &mut exited => {
+                    while tokio::time::timeout(LAST_OUTPUT, &mut outputs).await.is_err() && sending.get() > 0 {}
+                }
             }
         };
         let cancelled = tokio::select! {
@@ -302,14 +307,18 @@ async fn feed(stream: &mut Stream, mut input: Option<Rc<AsyncFd<OwnedFd>>>, term
     }
 }
 
-/// Copies to the stream until the end of the process's output.
-async fn copy(from: &AsyncFd<OwnedFd>, sender: &Sender, channel: Channel) {
+/// Copies to the stream until the end of the process's output. `sending` counts those that have read something
+/// which is not sent yet.
+async fn copy(from: &AsyncFd<OwnedFd>, sender: &Sender, channel: Channel, sending: &Cell<usize>) {
     let mut buffer = vec![0; skeg_protocol::limits::MAX_STREAM_DATA];
     loop {
         let read = from.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)).await;
         match read {
             Ok(length) if length > 0 => {
-                if sender.send(channel, &buffer[..length]).await.is_err() {
+                sending.set(sending.get() + 1);
+                let sent = sender.send(channel, &buffer[..length]).await;
+                sending.set(sending.get() - 1);
+                if sent.is_err() {
                     return;
                 }
             }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 use skeg_protocol::manifest::{Image, ImageSource};
 use skeg_protocol::{Pod, Uid};
@@ -53,6 +54,7 @@ pub(crate) async fn run(app: Arc<App>, mut nudges: mpsc::UnboundedReceiver<Nudge
         if manager.wait(&mut watch, &mut nudges).await.is_none() {
             return;
         }
+        manager.catch_up(&mut watch, &mut nudges);
     }
 }
 
@@ -99,18 +101,31 @@ impl Manager {
                     Err(Expired) => return Some(()),
                 },
                 nudge = nudges.recv() => {
-                    match nudge? {
-                        Nudge::Look => {}
-                        Nudge::Pushed => self.answers.forget_failures(),
-                        Nudge::Answer { uid, reference, answer } => {
-                            self.answers.answered(&uid, &reference, answer, Instant::now());
-                        }
-                    }
+                    self.note(nudge?);
                     return Some(());
                 }
                 () = retry => return Some(()),
                 () = self.app.stopped() => return None,
             }
+        }
+    }
+
+    fn note(&mut self, nudge: Nudge) {
+        match nudge {
+            Nudge::Look => {}
+            Nudge::Pushed => self.answers.forget_failures(),
+            Nudge::Answer { uid, reference, answer } => {
+                self.answers.answered(&uid, &reference, answer, Instant::now());
+            }
+        }
+    }
+
+    /// Takes everything that has happened by now, so that one look covers it: a fleet that comes back at once must
+    /// not cost a look at everything for each of its devices.
+    fn catch_up(&mut self, watch: &mut Watch, nudges: &mut mpsc::UnboundedReceiver<Nudge>) {
+        while let Some(Ok(Some(_)) | Err(Expired)) = watch.next().now_or_never() {}
+        while let Ok(nudge) = nudges.try_recv() {
+            self.note(nudge);
         }
     }
 
@@ -121,10 +136,15 @@ impl Manager {
         let pods = self.app.store.list("Pod", None)?.items;
         let uids = pods.iter().filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned));
         self.answers.retain(&uids.collect::<HashSet<_>>());
-        for node in &nodes {
-            let Some(name) = node["metadata"]["name"].as_str() else { continue };
-            let own: Vec<&Value> = pods.iter().filter(|pod| pod["spec"]["nodeName"] == name).collect();
-            self.compile(name, &own)?;
+        let mut of_node: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+        for pod in &pods {
+            of_node.entry(pod["spec"]["nodeName"].as_str().unwrap_or_default()).or_default().push(pod);
+        }
+        for name in nodes.iter().filter_map(|node| node["metadata"]["name"].as_str()) {
+            if let Err(error) = self.compile(name, of_node.get(name).map(Vec::as_slice).unwrap_or_default()) {
+                // What is wrong with one node's records must not hold up the others.
+                log::error!("cannot bring the manifest of node {name} up to date: {error}");
+            }
         }
         Ok(())
     }

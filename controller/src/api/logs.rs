@@ -13,28 +13,28 @@ use tokio::sync::oneshot;
 use super::ApiError;
 use super::query::{Query, flag};
 use crate::app::App;
-use crate::link::{Command, Piece, Pipe};
+use crate::link::{Command, Opened, Piece};
 use crate::store::{Key, Store};
 
 /// A stream that is cancelled when nobody reads it any more.
 struct Reader {
     app: Arc<App>,
     node: String,
-    id: u32,
-    pipe: Arc<Pipe>,
+    opened: Opened,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.app.hub.send(&self.node, Command::Cancel(self.id));
+        self.app.hub.send_to(&self.node, self.opened.session, Command::Cancel(self.opened.stream));
     }
 }
 
 impl Reader {
     async fn next(&self) -> Piece {
-        let piece = self.pipe.next().await;
+        let Opened { session, stream, pipe } = &self.opened;
+        let piece = pipe.next().await;
         if let Piece::Bytes(bytes) = &piece {
-            self.app.hub.send(&self.node, Command::Consumed(self.id, bytes.len()));
+            self.app.hub.send_to(&self.node, *session, Command::Consumed(*stream, bytes.len()));
         }
         piece
     }
@@ -77,8 +77,8 @@ pub(super) async fn stream(app: &Arc<App>, namespace: &str, name: &str, query: &
     if !app.hub.send(node, Command::Open(request, answer)) {
         return Err(offline());
     }
-    let (id, pipe) = opened.await.map_err(|_| offline())?.map_err(ApiError::unavailable)?;
-    let reader = Reader { app: app.clone(), node: node.to_owned(), id, pipe };
+    let opened = opened.await.map_err(|_| offline())?.map_err(ApiError::unavailable)?;
+    let reader = Reader { app: app.clone(), node: node.to_owned(), opened };
     // An error that comes before the first byte can still be answered as one.
     let first = match reader.next().await {
         Piece::End(StreamEnd::Failed(message)) => return Err(ApiError::bad_request(message)),

@@ -150,6 +150,7 @@ fn create(
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
     let kind = target.resource.kind;
+    check_maps(kind, &object)?;
     if kind == "Node" {
         return Err(ApiError::bad_request("a node is made when a device enrols: see `skeg token create`"));
     }
@@ -205,6 +206,20 @@ fn create(
     Ok(answer(StatusCode::CREATED, &object, headers))
 }
 
+/// Checks that labels and annotations are maps of texts: one object that clients cannot read spoils every list.
+fn check_maps(kind: &str, object: &Value) -> Result<(), ApiError> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    for field in ["labels", "annotations"] {
+        let map = &object["metadata"][field];
+        let texts = map.as_object().is_some_and(|map| map.values().all(Value::is_string));
+        if !texts && !map.is_null() {
+            let problem = format!("{map} must be a map of texts: quote numbers and booleans");
+            return Err(ApiError::invalid(kind, name, &format!("metadata.{field}"), &problem));
+        }
+    }
+    Ok(())
+}
+
 /// Replaces an object's user part; what the server owns stays.
 fn replace(app: &App, key: &Key, mut object: Value, query: &Query) -> Result<Value, ApiError> {
     let old = app.store.get(key)?.ok_or_else(|| ApiError::not_found(&key.kind, &key.name))?;
@@ -221,6 +236,7 @@ fn replace(app: &App, key: &Key, mut object: Value, query: &Query) -> Result<Val
             value => object["metadata"][name] = value.clone(),
         }
     }
+    check_maps(&key.kind, &object)?;
     object["status"] = old["status"].clone();
     (object["kind"], object["apiVersion"]) = (old["kind"].clone(), old["apiVersion"].clone());
     if key.kind == "Pod" {
@@ -265,6 +281,13 @@ fn delete_namespace(app: &App, key: &Key) -> Result<Value, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_that_clients_cannot_read_are_refused_for_every_kind() {
+        let with = |labels: Value| check_maps("Node", &json!({"metadata": {"name": "n", "labels": labels}})).is_ok();
+        assert!(with(json!({"a": "1"})) && with(json!({})) && with(Value::Null));
+        assert!(!with(json!({"a": 1})) && !with(json!("a")) && !with(json!([])));
+    }
 
     #[test]
     fn paths_mean_what_kubernetes_means() {

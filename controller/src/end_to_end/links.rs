@@ -252,3 +252,16 @@ async fn the_registry_is_read_only_for_enrolled_devices_and_closed_to_others() {
     assert!(api.starts_with("HTTP/1.1 404"), "{api}");
     controller.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_cannot_use_up_the_revisions_of_its_node() {
+    let controller = Controller::start().await;
+    let (identity, device) = enrol(&controller, "kiln-7").await;
+    drop(device);
+    let held = skeg_protocol::message::Held { revision: u64::MAX, ..NOTHING };
+    let mut device = open(&controller, &identity, hello("kiln-7", None, held)).await;
+    while let Ok(Some(_)) = device.next().await {}
+    assert_eq!(controller.app.store.newest_manifest("kiln-7").unwrap().manifest.revision, 0);
+    let mut device = open(&controller, &identity, hello("kiln-7", None, NOTHING)).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+}

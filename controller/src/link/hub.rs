@@ -14,14 +14,25 @@ use super::pipe::Pipe;
 pub(crate) enum Command {
     /// The node's manifest, or a pod that waits to be gone, deserves a look.
     Manifest,
-    /// Opens a stream; the answer is its id and the pipe that its bytes come out of.
-    Open(StreamRequest, oneshot::Sender<Result<(u32, Arc<Pipe>), String>>),
+    /// Opens a stream.
+    Open(StreamRequest, oneshot::Sender<Result<Opened, String>>),
     /// So many bytes of a stream were dealt with.
     Consumed(u32, usize),
     /// Nobody wants a stream any more.
     Cancel(u32),
     /// Ends the session.
     Close(&'static str),
+}
+
+/// A stream that a session has opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The session, for [`Hub::send_to`]: another one of the same node counts its streams anew.
+    pub(crate) session: u64,
+    /// The stream's id in that session.
+    pub(crate) stream: u32,
+    /// What its bytes come out of.
+    pub(crate) pipe: Arc<Pipe>,
 }
 
 #[derive(Debug)]
@@ -67,8 +78,32 @@ impl Hub {
         self.sessions().get(node).is_some_and(|entry| entry.id == id)
     }
 
+    /// Sends a command to the session with this id; does nothing when it is no longer the node's.
+    pub(crate) fn send_to(&self, node: &str, id: u64, command: Command) {
+        if let Some(entry) = self.sessions().get(node).filter(|entry| entry.id == id) {
+            // A session that ends meanwhile takes its streams with it.
+            let _ = entry.commands.send(command);
+        }
+    }
+
     /// Sends a command to a node's session; false when the node is not connected.
     pub(crate) fn send(&self, node: &str, command: Command) -> bool {
         self.sessions().get(node).is_some_and(|entry| entry.commands.send(command).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_concerns_a_stream_of_an_old_session_does_not_reach_the_new_one() {
+        let hub = Hub::default();
+        let (old, _) = hub.join("kiln-7");
+        let (new, mut commands) = hub.join("kiln-7");
+        hub.send_to("kiln-7", old, Command::Cancel(1));
+        hub.send_to("kiln-7", new, Command::Cancel(2));
+        assert!(matches!(commands.try_recv(), Ok(Command::Cancel(2))));
+        assert!(commands.try_recv().is_err());
     }
 }

@@ -7,7 +7,7 @@ mod node;
 mod pipe;
 mod session;
 
-pub(crate) use hub::{Command, Hub};
+pub(crate) use hub::{Command, Hub, Opened};
 pub(crate) use node::{forget, mark_all_unknown};
-pub(crate) use pipe::{Piece, Pipe};
+pub(crate) use pipe::Piece;
 pub(crate) use session::serve;

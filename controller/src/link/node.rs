@@ -54,6 +54,9 @@ pub(super) fn connected(store: &dyn Store, name: &str, info: &NodeInfo, peer: Ip
     let (cpu, memory) = (info.cpus.to_string(), format!("{}Ki", info.memory_bytes / 1024));
     let resources = json!({"cpu": cpu, "memory": memory, "pods": skeg_protocol::limits::MAX_PODS.to_string()});
     update(store, &key(name), |node| {
+        if !node["metadata"]["labels"].is_object() {
+            node["metadata"]["labels"] = json!({});
+        }
         for (label, value) in [
             ("kubernetes.io/arch", info.arch.as_str()),
             ("kubernetes.io/os", "linux"),

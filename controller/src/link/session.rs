@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admission::{Admitted, admit};
-use super::hub::Command;
+use super::hub::{Command, Opened};
 use super::node;
 use super::pipe::Pipe;
 use crate::app::App;
@@ -36,6 +36,9 @@ const HEARTBEAT_SECONDS: u16 = 15;
 const MAX_BACKLOG: usize = 512 * 1024;
 /// Frames of a manifest are encoded only while fewer bytes wait.
 const SMALL_BACKLOG: usize = 64 * 1024;
+
+/// Highest revision that a device may say it holds: those that follow must still fit into the number.
+const MAX_REVISION: u64 = u64::MAX / 2;
 
 /// Why a session ended.
 #[derive(Debug, Error)]
@@ -76,7 +79,7 @@ where
             log::warn!("device at {peer}: {end}");
             end
         }
-        Ok((admitted, hello)) => attend(&app, &mut link, admitted, hello, peer).await,
+        Ok((admitted, hello)) => attend(&app, &mut link, &key, admitted, hello, peer).await,
     };
     link.flush().await;
     // The writer ends when its queue does. A device that does not read is cut off by the timeout.
@@ -100,6 +103,7 @@ async fn write(mut writer: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Ve
 async fn attend<R: AsyncRead + Unpin>(
     app: &Arc<App>,
     link: &mut Link<R>,
+    key: &Key32,
     admitted: Admitted,
     hello: Hello,
     peer: IpAddr,
@@ -121,7 +125,7 @@ async fn attend<R: AsyncRead + Unpin>(
         reported: None,
         pipes: HashMap::new(),
     };
-    let end = match session.begin(&hello, peer) {
+    let end = match session.begin(key, &hello, peer) {
         Ok(()) => session.run(link, commands).await.err().unwrap_or(End::Closed),
         Err(end) => end,
     };
@@ -220,7 +224,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
                         Ok((admitted, hello))
                     }
                     Err(reject) => {
-                        let end = End::Refused(format!("node {}: {}", hello.node.name, reject.message));
+                        let end = End::Refused(format!("node {:?}: {}", hello.node.name, reject.message));
                         self.connection.reject(reject)?;
                         Err(end)
                     }
@@ -263,7 +267,14 @@ struct Session {
 
 impl Session {
     /// Notes the connection in the store, and sees to it that revisions go on above what the device holds.
-    fn begin(&mut self, hello: &Hello, peer: IpAddr) -> Result<(), End> {
+    fn begin(&mut self, key: &Key32, hello: &Hello, peer: IpAddr) -> Result<(), End> {
+        // The node may have been deleted since the key was looked up; from here on its deletion closes this session.
+        if self.app.store.node_of_key(key)?.as_deref() != Some(&self.node) {
+            return Err(End::Asked("the node was deleted and its key forgotten"));
+        }
+        if self.held.revision > MAX_REVISION {
+            return Err(End::Rule(format!("it holds revision {}, which nobody made", self.held.revision)));
+        }
         node::connected(self.app.store.as_ref(), &self.node, &hello.node, peer)?;
         let newest = self.app.store.newest_manifest(&self.node)?;
         if newest.manifest.revision < self.held.revision {
@@ -333,7 +344,7 @@ impl Session {
                 self.let_go()?;
             }
             Message::ManifestRefused(refusal) => {
-                log::warn!("node {} refused revision {}: {}", self.node, refusal.revision, refusal.message);
+                log::warn!("node {} refused revision {}: {:?}", self.node, refusal.revision, refusal.message);
                 if self.in_flight.take() == Some(refusal.revision) {
                     let whole = self.refused.is_some_and(|(revision, _)| revision == refusal.revision);
                     self.refused = Some((refusal.revision, whole));
@@ -378,14 +389,14 @@ impl Session {
         &mut self,
         connection: &mut Connection,
         request: StreamRequest,
-        answer: oneshot::Sender<Result<(u32, Arc<Pipe>), String>>,
+        answer: oneshot::Sender<Result<Opened, String>>,
     ) {
         let opened = connection.open_stream(request).map(|id| {
             let pipe = Arc::new(Pipe::default());
             self.pipes.insert(id, pipe.clone());
-            (id, pipe)
+            Opened { session: self.id, stream: id, pipe }
         });
-        let id = opened.as_ref().ok().map(|(id, _)| *id);
+        let id = opened.as_ref().ok().map(|opened| opened.stream);
         if answer.send(opened.map_err(|error| error.to_string())).is_err()
             && let Some(id) = id
         {
@@ -430,7 +441,10 @@ impl Session {
     }
 
     fn own_pods(&self) -> Result<Vec<(Key, serde_json::Value)>, StoreError> {
-        let pods = self.app.store.list("Pod", None)?.items.into_iter();
+        // Objects are kept as serde_json writes them, and a node's name needs no escapes. What else happens to hold
+        // the text is left out below.
+        let mark = format!("\"nodeName\":\"{}\"", self.node);
+        let pods = self.app.store.list_holding("Pod", &mark)?.into_iter();
         let own = pods.filter(|pod| pod["spec"]["nodeName"] == self.node.as_str());
         Ok(own
             .map(|pod| {

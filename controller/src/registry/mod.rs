@@ -8,9 +8,10 @@ mod manifests;
 mod name;
 mod uploads;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -34,6 +35,10 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 /// The digest of what an answer is about.
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
+/// An unfinished upload that nobody wrote to for so long is dropped: pushes that were broken off must not use up the
+/// places of others.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(3600);
+
 /// The registry's blobs, and who is writing what.
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -41,6 +46,8 @@ pub(crate) struct Registry {
     store: Arc<Database>,
     /// Uploads that a request is writing to right now.
     busy: Mutex<HashSet<String>>,
+    /// When an unfinished upload was last written to.
+    touched: Mutex<HashMap<String, Instant>>,
     /// Held while a blob gets or loses its last name, so that the two never cross.
     ledger: Mutex<()>,
 }
@@ -54,11 +61,31 @@ impl Registry {
             Ok::<_, skeg_images::blobs::BlobError>(blobs)
         };
         let blobs = Arc::new(open().with_context(|| format!("cannot open the registry in {}", root.display()))?);
-        Ok(Registry { blobs, store, busy: Mutex::default(), ledger: Mutex::default() })
+        Ok(Registry { blobs, store, busy: Mutex::default(), touched: Mutex::default(), ledger: Mutex::default() })
     }
 
     fn ledger(&self) -> MutexGuard<'_, ()> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touched(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops the uploads that nobody goes on with, and says how many unfinished ones are left.
+    fn drop_stale_uploads(&self, now: Instant) -> Result<usize, skeg_images::blobs::BlobError> {
+        let mut unfinished = self.blobs.uploads()?;
+        let mut touched = self.touched();
+        touched.retain(|id, _| unfinished.contains(id));
+        let busy = self.busy();
+        let stale = |id: &String, touched: &mut HashMap<String, Instant>| {
+            let last = *touched.entry(id.clone()).or_insert(now);
+            now.saturating_duration_since(last) > UPLOAD_PATIENCE && !busy.contains(id)
+        };
+        for id in unfinished.extract_if(.., |id| stale(id, &mut touched)) {
+            self.blobs.remove_upload(&id)?;
+        }
+        Ok(unfinished.len())
     }
 
     fn busy(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -150,4 +177,25 @@ async fn serve(app: &Arc<App>, request: Request) -> Result<Response<Body>, Regis
 
 fn json_answer(value: &serde_json::Value) -> Response<Body> {
     (StatusCode::OK, [(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_that_was_given_up_makes_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Database::open(&folder.path().join("store.redb")).unwrap());
+        let registry = Registry::open(&folder.path().join("registry"), store).unwrap();
+        drop(registry.blobs.create("a1").unwrap());
+        drop(registry.blobs.create("b2").unwrap());
+        let begin = Instant::now();
+        assert_eq!(registry.drop_stale_uploads(begin).unwrap(), 2);
+        registry.busy().insert("b2".to_owned());
+        assert_eq!(registry.drop_stale_uploads(begin + UPLOAD_PATIENCE).unwrap(), 2);
+        let late = begin + UPLOAD_PATIENCE + Duration::from_secs(1);
+        assert_eq!(registry.drop_stale_uploads(late).unwrap(), 1);
+        assert_eq!(registry.blobs.uploads().unwrap(), ["b2"]);
+    }
 }

@@ -37,6 +37,7 @@ impl<'a> Busy<'a> {
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.registry.busy().remove(&self.id);
+        self.registry.touched().insert(std::mem::take(&mut self.id), std::time::Instant::now());
     }
 }
 
@@ -87,7 +88,7 @@ pub(super) async fn begin(
             return Ok(created(repository, &mount));
         }
     }
-    if registry.blobs.uploads()?.len() >= MAX_UPLOADS {
+    if registry.drop_stale_uploads(std::time::Instant::now())? >= MAX_UPLOADS {
         let message = format!("{MAX_UPLOADS} uploads are unfinished: finish or cancel some");
         return Err(RegistryError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message));
     }

@@ -74,7 +74,7 @@ impl Database {
         if newest.manifest.pods == pods && newest.manifest.revision >= floor {
             return Ok((newest, false));
         }
-        let revision = newest.manifest.revision.max(floor) + 1;
+        let revision = newest.manifest.revision.max(floor).saturating_add(1);
         let bytes = postcard::to_allocvec(&pods).map_err(|error| StoreError::Damaged {
             what: format!("the manifest {revision} of node {node}"),
             reason: error.to_string(),
