@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::image::Image;
 use crate::machine::PATIENCE;
 use crate::succeed;
 
@@ -42,6 +41,11 @@ impl Controller {
         let address = address.with_context(|| format!("the controller said {line:?}\n{}", controller.log()))?;
         controller.address = address.to_owned();
         Ok(controller)
+    }
+
+    /// Returns the address that it listens on, with its port.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Returns the port that it listens on.
@@ -117,8 +121,14 @@ impl Controller {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Pushes an image, with all its architectures, into the controller's registry by Debian's skopeo.
-    pub fn push(&self, image: &Image, name: &str) -> Result<()> {
+    /// Returns the folder that holds all of its data.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Pushes an image, with all its architectures, into the controller's registry by Debian's skopeo. `source` is
+    /// what skopeo calls it, such as `oci:FOLDER:TAG`.
+    pub fn push(&self, source: &str, name: &str) -> Result<()> {
         let certificates = self.folder.join("certificates");
         fs::create_dir_all(&certificates)?;
         fs::copy(self.folder.join("data/tls/ca.pem"), certificates.join("ca.crt"))?;
@@ -130,7 +140,7 @@ impl Controller {
                 .args(["copy", "--quiet", "--all", "--dest-cert-dir"])
                 .arg(&certificates)
                 .arg(format!("--dest-creds=admin:{token}"))
-                .arg(image.reference())
+                .arg(source)
                 .arg(format!("docker://{}/{name}", self.address)),
         )?;
         Ok(())

@@ -45,11 +45,12 @@ impl Database {
     /// Enrols a key under a name and counts one use of the token: both or neither.
     pub(crate) fn enrol(&self, key: &Key32, name: &str, token: &[u8; 32], now: i64) -> Result<(), EnrolError> {
         self.write(|write| {
+            // First, so that nobody learns without a token which names are taken; a failure below takes it back.
+            spend(write, token, now)??;
             let mut keys = write.open_table(KEY_OF_NODE).map_err(StoreError::from)?;
             if keys.get(name).map_err(StoreError::from)?.is_some_and(|found| found.value() != key) {
                 return Err(EnrolError::NameTaken(name.to_owned()));
             }
-            spend(write, token, now)??;
             keys.insert(name, key).map_err(StoreError::from)?;
             let mut names = write.open_table(NODE_OF_KEY).map_err(StoreError::from)?;
             names.insert(key, name).map_err(StoreError::from)?;
@@ -107,6 +108,7 @@ mod tests {
         store.enrol(&[1; 32], "a", &[7; 32], 1).unwrap();
         assert!(matches!(store.enrol(&[2; 32], "a", &[7; 32], 1), Err(EnrolError::NameTaken(_))));
         assert_eq!(store.tokens().unwrap()[0].uses_left, 1);
+        assert!(matches!(store.enrol(&[2; 32], "a", &[8; 32], 1), Err(EnrolError::Token(TokenError::Unknown))));
         assert_eq!(store.forget_key("a").unwrap(), Some([1; 32]));
         store.enrol(&[2; 32], "a", &[7; 32], 1).unwrap();
         assert_eq!(store.node_of_key(&[1; 32]).unwrap(), None);

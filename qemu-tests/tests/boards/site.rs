@@ -76,7 +76,7 @@ impl Site {
             let board = Board::load(&repository().join("board-configs").join(file))?;
             programs.insert(board.architecture, debian::fetch(&board)?.busybox);
         }
-        self.controller.push(&Image::busybox(&programs)?, name)
+        self.controller.push(&Image::busybox(&programs)?.reference(), name)
     }
 
     /// The board's processor.

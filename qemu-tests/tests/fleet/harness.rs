@@ -3,13 +3,13 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use skeg_qemu_tests::controller::Controller;
 use tempfile::TempDir;
 
 /// How long a condition may take on a machine with two busy cores. Only a failure ever waits that long.
@@ -285,13 +285,31 @@ fn obstacle() -> Option<String> {
 
 /// A controller and its first node.
 pub struct Fleet {
+    // Dropped in this order: a node reports the end of its pods to a controller that still listens.
     node: Option<Node>,
-    controller: Child,
-    address: String,
+    controller: Controller,
+    _state: Option<Memory>,
     /// The token that the first node used.
     pub token: String,
-    own_mount: bool,
     dir: TempDir,
+}
+
+/// A file system in memory of bounded size.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn mount(folder: PathBuf, bytes: u64) -> Self {
+        fs::create_dir_all(&folder).expect("the folder is ours");
+        let (options, target) = (format!("size={bytes}"), folder.display().to_string());
+        succeed("mount", &["-t", "tmpfs", "-o", &options, "skeg-test", &target]);
+        Memory(folder)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        succeed("umount", &[&self.0.display().to_string()]);
+    }
 }
 
 impl Fleet {
@@ -312,31 +330,10 @@ impl Fleet {
             return None;
         }
         let dir = TempDir::new().expect("the temp folder is writable");
-        let mut controller = Command::new(binary("skeg"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-            .arg(dir.path().join("controller"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(dir.path().join("controller.log")).expect("the folder is ours"))
-            .process_group(0)
-            .spawn()
-            .expect("the binary was checked to exist");
-        let mut line = String::new();
-        let output = controller.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut line).expect("a pipe can be read");
-        let address =
-            line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("the controller said {line:?}"));
-        let address = address.to_owned();
-        let mut fleet = Fleet { node: None, controller, address, token: String::new(), own_mount: false, dir };
-        if let Some(bytes) = state_bytes {
-            let state = fleet.path("node/state");
-            fs::create_dir_all(&state).expect("the folder is ours");
-            succeed(
-                "mount",
-                &["-t", "tmpfs", "-o", &format!("size={bytes}"), "skeg-test", &state.display().to_string()],
-            );
-            fleet.own_mount = true;
-        }
+        let controller = Controller::start(&binary("skeg"), &dir.path().join("controller"));
+        let controller = controller.unwrap_or_else(|error| panic!("{error:#}"));
+        let state = state_bytes.map(|bytes| Memory::mount(dir.path().join("node/state"), bytes));
+        let mut fleet = Fleet { node: None, controller, _state: state, token: String::new(), dir };
         fleet.token = fleet.skeg(&["token", "create"]).trim().to_owned();
         fleet.node = Some(fleet.start_node_in("node", "first", &fleet.token));
         until("the node is Ready", || {
@@ -351,7 +348,7 @@ impl Fleet {
     }
 
     fn start_node_in(&self, folder: &str, name: &str, token: &str) -> Node {
-        Node::start(self.path(folder), name, &self.address, token)
+        Node::start(self.path(folder), name, self.controller.address(), token)
     }
 
     /// Starts a further node.
@@ -368,13 +365,9 @@ impl Fleet {
         self.dir.path().join(name)
     }
 
-    fn kubeconfig(&self) -> String {
-        self.path("controller/admin.kubeconfig").display().to_string()
-    }
-
     /// Runs an operator's command.
     pub fn skeg(&self, args: &[&str]) -> String {
-        succeed(binary("skeg"), &[&["--kubeconfig", &self.kubeconfig()], args].concat())
+        self.controller.skeg(args).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Runs a command on the node.
@@ -384,32 +377,20 @@ impl Fleet {
         succeed(binary("skegd"), &[&[command, "--config", &config], rest].concat())
     }
 
-    fn apply_output(&self, object: &Value) -> Output {
-        let mut child = Command::new(binary("skeg"))
-            .args(["--kubeconfig", &self.kubeconfig(), "apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary was checked to exist");
-        child.stdin.take().expect("it is piped").write_all(object.to_string().as_bytes()).expect("the command reads");
-        child.wait_with_output().expect("a child can be waited for")
-    }
-
     pub fn apply(&self, object: &Value) {
-        let output = self.apply_output(object);
-        assert!(output.status.success(), "apply: {}\n{object:#}", String::from_utf8_lossy(&output.stderr));
+        self.controller.apply(object).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// Applies what must be refused; gives the error.
     pub fn apply_fails(&self, object: &Value) -> String {
-        let output = self.apply_output(object);
-        assert!(!output.status.success(), "this was taken:\n{object:#}");
-        String::from_utf8_lossy(&output.stderr).into_owned()
+        match self.controller.apply(object) {
+            Ok(()) => panic!("this was taken:\n{object:#}"),
+            Err(error) => format!("{error:#}"),
+        }
     }
 
     pub fn get(&self, name: &str) -> Value {
-        serde_json::from_str(&self.skeg(&["get", "pod", name, "-o", "json"])).expect("JSON was asked for")
+        self.controller.pod(name).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Waits until a pod is as it should be; gives it.
@@ -484,53 +465,18 @@ impl Fleet {
 
     /// Pushes an image into the controller's registry as a user would.
     pub fn push(&mut self, image: &Image) {
-        let certificates = self.path("certificates");
-        fs::create_dir_all(&certificates).expect("the folder is ours");
-        fs::copy(self.path("controller/tls/ca.pem"), certificates.join("ca.crt")).expect("the controller wrote it");
-        let kubeconfig = fs::read_to_string(self.kubeconfig()).expect("the controller wrote it");
-        let token = kubeconfig.lines().find_map(|line| line.trim().strip_prefix("token: ")).expect("it holds a token");
-        let (name, tag) = image.name.split_once(':').expect("test images have tags");
-        succeed(
-            "skopeo",
-            &[
-                "copy",
-                "-q",
-                "--dest-cert-dir",
-                &certificates.display().to_string(),
-                "--dest-creds",
-                &format!("admin:{}", token.trim_matches('"')),
-                &format!("oci:{}", image.tagged()),
-                &format!("docker://{}/{name}:{tag}", self.address),
-            ],
-        );
+        let pushed = self.controller.push(&format!("oci:{}", image.tagged()), &image.name);
+        pushed.unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// Changes one byte of a layer in the registry: the time in gzip's header, which unpacking does not read.
     pub fn corrupt_last_layer(&self, image: &Image) {
         let digest = image.last_layer();
-        let found = succeed("find", &[&self.path("controller").display().to_string(), "-type", "f", "-name", &digest]);
+        let found = succeed("find", &[&self.controller.data().display().to_string(), "-type", "f", "-name", &digest]);
         let path = found.trim();
         assert!(!path.is_empty(), "the registry holds no file {digest}");
         let mut bytes = fs::read(path).expect("find found it");
         bytes[4] ^= 0xff;
         fs::write(path, bytes).expect("the folder is ours");
-    }
-}
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        // The node first: it reports the end of its pods to a controller that still listens.
-        self.node = None;
-        succeed("kill", &["-TERM", &self.controller.id().to_string()]);
-        let _ = self.controller.wait();
-        if std::thread::panicking() {
-            eprintln!(
-                "---- log of the controller\n{}",
-                fs::read_to_string(self.path("controller.log")).unwrap_or_default()
-            );
-        }
-        if self.own_mount {
-            succeed("umount", &[&self.path("node/state").display().to_string()]);
-        }
     }
 }
