@@ -183,8 +183,13 @@ impl Journal {
     /// The step that failed; the current manifest is then as before, or can be read as the previous.
     pub fn store_manifest(&self, manifest: &Manifest) -> Result<(), JournalError> {
         let (current, previous) = (self.current(), self.previous());
+        let bytes = seal(manifest, &current)?;
+        // A revision that comes twice, because the link ended before the answer, must not push the last good one out.
+        if fs::read(&current).is_ok_and(|held| held == bytes) {
+            return sync_parent(&current);
+        }
         let temporary = self.state.join("next.tmp");
-        write_synced(&temporary, &seal(manifest, &current)?)?;
+        write_synced(&temporary, &bytes)?;
         match fs::rename(&current, &previous) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at("renaming into", &previous)(error)),
             _ => {}
@@ -268,6 +273,17 @@ mod tests {
         journal.store_manifest(&revision(1)).unwrap();
         journal.store_manifest(&revision(2)).unwrap();
         assert_eq!(journal.manifest(), revision(2));
+    }
+
+    #[test]
+    fn a_revision_that_comes_twice_leaves_the_previous_one_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        for number in [1, 2, 2] {
+            journal.store_manifest(&revision(number)).unwrap();
+        }
+        fs::write(journal.current(), b"garbage").unwrap();
+        assert_eq!(journal.manifest(), revision(1));
     }
 
     #[test]
