@@ -45,9 +45,6 @@ pub(crate) fn finish(
     steps.push(Step::CloseDescriptors { keep: report.write.as_raw_fd() });
     limits(process, steps);
     let cwd = process.cwd();
-    if !cwd.is_absolute() {
-        return Err(PlanError::invalid("process.cwd", cwd.display().to_string(), "must be an absolute path"));
-    }
     steps.push(Step::WorkingFolder { path: c_string("process.cwd", cwd.as_os_str().as_encoded_bytes())? });
 
     let filters = seccomp.map(seccomp::compile).transpose()?.map(|filters| Step::Seccomp { filters });
