@@ -65,6 +65,25 @@ async fn a_pod_goes_down_to_its_device_and_its_status_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_strangers_keep_no_device_out() {
+    let controller = Controller::start().await;
+    let (known, device) = enrol(&controller, "kiln-7").await;
+    drop(device);
+    controller.until(&node_key("kiln-7"), |node| !is_ready(node)).await;
+    let (address, key) = (controller.address, controller.app.public_key);
+    let mut strangers = Vec::new();
+    for _ in 0..crate::server::GUESTS_OF_ONE {
+        strangers.push(connect(address, key, &identity(), b"http/1.1").await);
+    }
+    // One more of this address is closed, whoever it is: the first that is closed shows that all places are taken.
+    let mut closed = connect(address, key, &identity(), b"http/1.1").await;
+    assert!(matches!(closed.read(&mut [0; 16]).await, Ok(0) | Err(_)));
+    let mut device = open(&controller, &known, hello("kiln-7", None, NOTHING)).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_comes_back_is_sent_only_what_it_lacks() {
     let controller = Controller::start().await;
     controller.name_image("demo", 7);

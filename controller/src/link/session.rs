@@ -59,8 +59,9 @@ enum End {
     Store(#[from] StoreError),
 }
 
-/// Serves a device that has proved to hold `key` until the connection ends, and says once why it did.
-pub(crate) async fn serve<S>(app: Arc<App>, key: Key32, peer: IpAddr, stream: S)
+/// Serves a device that has proved to hold `key` until the connection ends, and says once why it did. A device that is
+/// let in gets its place from `settle`, if there is one.
+pub(crate) async fn serve<S, P>(app: Arc<App>, key: Key32, peer: IpAddr, stream: S, settle: impl FnOnce() -> Option<P>)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -79,7 +80,13 @@ where
             log::warn!("device at {peer}: {end}");
             end
         }
-        Ok((admitted, hello)) => attend(&app, &mut link, &key, admitted, hello, peer).await,
+        Ok((admitted, hello)) => match settle() {
+            Some(_place) => attend(&app, &mut link, &key, admitted, hello, peer).await,
+            None => {
+                log::warn!("device at {peer}: no place is left for another device");
+                End::Asked("no place is left")
+            }
+        },
     };
     link.flush().await;
     // The writer ends when its queue does. A device that does not read is cut off by the timeout.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 /// Properties that must be there (schema of the runtime specification), for which the types would take a default.
 /// `[]` stands for each element of a list.
-const REQUIRED: [(&str, &[&str], &str); 19] = [
+const REQUIRED: [(&str, &[&str], &str); 17] = [
     ("", &["ociVersion"], "config.md, Specification version"),
     ("", &["root"], "config.md, Root"),
     ("root", &["path"], "config.md, Root"),
@@ -28,8 +28,13 @@ const REQUIRED: [(&str, &[&str], &str); 19] = [
     ("linux.resources.blockIO.throttleWriteBpsDevice[]", &["major", "minor", "rate"], "config-linux.md, Block IO"),
     ("linux.resources.blockIO.throttleReadIOPSDevice[]", &["major", "minor", "rate"], "config-linux.md, Block IO"),
     ("linux.resources.blockIO.throttleWriteIOPSDevice[]", &["major", "minor", "rate"], "config-linux.md, Block IO"),
-    ("process.rlimits[]", &["type", "soft", "hard"], "config.md, POSIX process"),
-    ("process.ioPriority", &["class", "priority"], "config.md, Linux Process"),
+];
+
+/// The same for a process.
+const REQUIRED_OF_PROCESS: [(&str, &[&str], &str); 3] = [
+    ("", &["cwd"], "config.md, Process"),
+    ("rlimits[]", &["type", "soft", "hard"], "config.md, POSIX process"),
+    ("ioPriority", &["class", "priority"], "config.md, Linux Process"),
 ];
 
 /// The spellings of the specification beside those of the types.
@@ -42,25 +47,27 @@ pub(super) fn config(value: &mut Value) -> Result<(), Violation> {
     for (pattern, fields, section) in REQUIRED {
         require(value, pattern, "", fields, section)?;
     }
-    if let Some(devices) = value.pointer("/linux/devices").and_then(Value::as_array) {
-        for (index, device) in devices.iter().enumerate().filter(|(_, device)| device["type"] != "p") {
-            let at = format!("linux.devices[{index}]");
-            require(device, "", &at, &["major", "minor"], "config-linux.md, Devices")?;
-        }
+    let devices = value.pointer("/linux/devices").and_then(Value::as_array);
+    for (index, device) in devices.into_iter().flatten().enumerate().filter(|(_, device)| device["type"] != "p") {
+        let at = format!("linux.devices[{index}]");
+        require(device, "", &at, &["major", "minor"], "config-linux.md, Devices")?;
     }
-    value.get_mut("process").and_then(Value::as_object_mut).map_or((), adapt_process);
-    Ok(())
+    value.get_mut("process").map_or(Ok(()), |value| settle_process("process", value))
 }
 
 /// Settles a process.
 pub(super) fn process(value: &mut Value) -> Result<(), Violation> {
     no_nul(value, "")?;
-    for (pattern, fields, section) in REQUIRED {
-        if let Some(pattern) = pattern.strip_prefix("process.") {
-            require(value, pattern, "", fields, section)?;
-        }
+    settle_process("", value)
+}
+
+fn settle_process(at: &str, value: &mut Value) -> Result<(), Violation> {
+    for (pattern, fields, section) in REQUIRED_OF_PROCESS {
+        require(value, pattern, at, fields, section)?;
     }
-    value.as_object_mut().map_or((), adapt_process);
+    if let Some(process) = value.as_object_mut() {
+        adapt_process(process);
+    }
     Ok(())
 }
 
@@ -107,9 +114,13 @@ fn no_nul(value: &Value, at: &str) -> Result<(), Violation> {
         Value::Array(list) => {
             list.iter().enumerate().try_for_each(|(index, value)| no_nul(value, &format!("{at}[{index}]")))
         }
-        Value::Object(map) => map.iter().try_for_each(|(key, value)| {
-            if key.contains('\0') { refuse(at, key) } else { no_nul(value, &join(at, key)) }
-        }),
+        Value::Object(map) => {
+            map.iter().try_for_each(
+                |(key, value)| {
+                    if key.contains('\0') { refuse(at, key) } else { no_nul(value, &join(at, key)) }
+                },
+            )
+        }
         _ => Ok(()),
     }
 }
@@ -119,13 +130,7 @@ fn join(at: &str, key: &str) -> String {
 }
 
 /// Follows a pattern to every place that it means, and looks there for the fields.
-fn require(
-    value: &Value,
-    pattern: &str,
-    at: &str,
-    fields: &[&str],
-    section: &'static str,
-) -> Result<(), Violation> {
+fn require(value: &Value, pattern: &str, at: &str, fields: &[&str], section: &'static str) -> Result<(), Violation> {
     if let Some(rest) = pattern.strip_prefix("[]") {
         let rest = rest.strip_prefix('.').unwrap_or(rest);
         let each = value.as_array().into_iter().flatten().enumerate();

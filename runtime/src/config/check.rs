@@ -68,7 +68,7 @@ fn version(version: &str) -> Checked {
 }
 
 /// Checks a process; `at` is empty or ends in a dot.
-pub(super) fn process(at: &str, process: &oci::Process) -> Checked {
+pub(crate) fn process(at: &str, process: &oci::Process) -> Checked {
     let section = "config.md, Process";
     let cwd = process.cwd();
     rule(cwd.is_absolute(), format!("{at}cwd"), cwd.display(), "must be an absolute path", section)?;
@@ -78,7 +78,13 @@ pub(super) fn process(at: &str, process: &oci::Process) -> Checked {
     let mut seen = HashSet::new();
     for (index, limit) in process.rlimits().iter().flatten().enumerate() {
         let (at, section) = (format!("{at}rlimits[{index}]"), "config.md, POSIX process");
-        rule(seen.insert(limit.typ().to_string()), format!("{at}.type"), limit.typ(), "must not be there twice", section)?;
+        rule(
+            seen.insert(limit.typ().to_string()),
+            format!("{at}.type"),
+            limit.typ(),
+            "must not be there twice",
+            section,
+        )?;
         let ordered = limit.soft() <= limit.hard();
         rule(ordered, format!("{at}.soft"), limit.soft(), "must not be above the hard limit", section)?;
     }
@@ -140,11 +146,7 @@ fn scheduler(at: &str, scheduler: &oci::Scheduler) -> Checked {
     } else {
         rule(priority == 0, at_priority, priority, "must be 0 but for SCHED_FIFO and SCHED_RR", section)?;
     }
-    let times = [
-        ("runtime", scheduler.runtime()),
-        ("deadline", scheduler.deadline()),
-        ("period", scheduler.period()),
-    ];
+    let times = [("runtime", scheduler.runtime()), ("deadline", scheduler.deadline()), ("period", scheduler.period())];
     times.into_iter().try_for_each(|(name, time)| {
         let (time, at) = (time.unwrap_or(0), format!("{at}.{name}"));
         let fits = policy == Policy::SchedDeadline || time == 0;
@@ -215,7 +217,8 @@ fn mappings(at: &str, list: &[oci::LinuxIdMapping], section: &'static str) -> Ch
         }
         let clear = list.iter().take(index).all(|other| {
             let sizes = (size, other.size());
-            apart(mapping.container_id(), other.container_id(), sizes) && apart(mapping.host_id(), other.host_id(), sizes)
+            apart(mapping.container_id(), other.container_id(), sizes)
+                && apart(mapping.host_id(), other.host_id(), sizes)
         });
         rule(clear, &at, mapping.container_id(), "must not overlap another entry", section)?;
     }

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub(crate) use check::check;
+pub(crate) use check::{check, process};
 pub(crate) use lists::numbers;
 
 /// The longest configuration that is read: the kernel takes at most 6 MiB of arguments and environment (execve(2)), and
@@ -126,7 +126,7 @@ pub fn parse_process(bytes: &[u8]) -> Result<oci::Process, InvalidConfig> {
     let mut value = serde_json::from_slice(bytes).map_err(InvalidConfig::Json)?;
     adapt::process(&mut value)?;
     let process = typed(value)?;
-    check::process("", &process)?;
+    self::process("", &process)?;
     Ok(process)
 }
 

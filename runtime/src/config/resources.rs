@@ -32,7 +32,13 @@ pub(super) fn check(resources: &oci::LinuxResources) -> Checked {
     let section = "config-linux.md, Unified";
     resources.unified().iter().flatten().try_for_each(|(name, value)| {
         let plain = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
-        rule(plain, format!("linux.resources.unified.{name}"), value, "must have the name of a file as its key", section)
+        rule(
+            plain,
+            format!("linux.resources.unified.{name}"),
+            value,
+            "must have the name of a file as its key",
+            section,
+        )
     })
 }
 

@@ -120,7 +120,7 @@ fn a_broken_rule_is_told_with_place_value_and_section() {
         ("/linux/resources/blockIO/weight", json!(5), "linux.resources.blockIO.weight: \"5\" must be between"),
         ("/linux/resources/hugepageLimits/0/pageSize", json!("2M"), "linux.resources.hugepageLimits[0].pageSize"),
         ("/linux/resources/rdma/mlx5_1", json!({}), "linux.resources.rdma.mlx5_1: \"nothing\" must have"),
-        ("/linux/resources/unified/a~1b", json!("1"), "linux.resources.unified.a/b: \"1\" must have the name"),
+        ("/linux/resources/unified", json!({"a/b": "1"}), "linux.resources.unified.a/b: \"1\" must have the name"),
         ("/linux/seccomp/syscalls/0/names", json!([]), "linux.seccomp.syscalls[0].names: \"nothing\" must name"),
         ("/linux/seccomp/syscalls/0/errnoRet", json!(1), "linux.seccomp.syscalls[0].errnoRet: \"1\" does not fit"),
         ("/linux/seccomp/syscalls/0/action", json!("SCMP_ACT_NOTIFY"), "linux.seccomp.syscalls[0].action"),
@@ -174,7 +174,7 @@ fn a_process_is_read_by_the_same_rules() {
     assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
     let told = |value| parse(value).unwrap_err().to_string();
     assert!(told(json!({"cwd": "x", "args": ["true"]})).starts_with("cwd: \"x\" must be an absolute path"));
-    assert_eq!(told(json!({"args": ["true"]})), "cwd: missing field `cwd`");
+    assert!(told(json!({"args": ["true"]})).starts_with("cwd: \"nothing\" must be given"));
     let limits = json!({"cwd": "/", "args": ["true"], "rlimits": [{"type": "RLIMIT_CPU", "soft": 1}]});
     assert!(told(limits).starts_with("rlimits[0].hard: \"nothing\" must be given"));
 }
