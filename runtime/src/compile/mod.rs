@@ -6,6 +6,7 @@
 mod filesystem;
 
 use crate::cgroup::{Cgroup, CgroupError, HostCgroups};
+use crate::config;
 use crate::oci;
 use crate::plan::{Plan, Reaper, Report, StartError, Stdio, above_standard};
 use crate::process;
@@ -62,6 +63,9 @@ pub enum PlanError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A rule of the runtime specification is broken.
+    #[error(transparent)]
+    Rule(#[from] crate::Violation),
     /// A path of the host that the specification needs cannot be used.
     #[error("{at}: cannot use {path}")]
     Path {
@@ -105,6 +109,7 @@ impl Plan {
     /// The same for a host whose cgroups are known already.
     pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
         let Request { spec, root, cgroup, network, stdio, reaper } = request;
+        config::check(spec)?;
         let Some(process) = spec.process() else {
             return Err(PlanError::invalid("process", "nothing", "must be given"));
         };
@@ -210,9 +215,6 @@ impl Compiler<'_> {
         let mut seen: Vec<Kind> = Vec::new();
         for (index, namespace) in list.iter().enumerate() {
             let at = format!("linux.namespaces[{index}]");
-            if seen.contains(&namespace.typ()) {
-                return Err(PlanError::invalid(at, namespace.typ().to_string(), "is there twice"));
-            }
             seen.push(namespace.typ());
             self.namespace(&at, namespace, network)?;
         }
