@@ -246,6 +246,64 @@ async fn logs_flow_from_the_device_within_their_credit() {
     controller.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_exec_carries_streams_both_ways_and_the_exit_code() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (_, mut device) = enrol(&controller, "kiln-7").await;
+    controller.create_pod("web").await;
+    device.take_manifest().await;
+    // More than the stream's window, so that credit has to flow both ways.
+    let sent: Vec<u8> = (0..60_000).flat_map(|line| format!("line {line}\n").into_bytes()).collect();
+    let input = controller.folder.path().join("input");
+    std::fs::write(&input, &sent).unwrap();
+    let device = tokio::spawn(async move {
+        let Message::StreamOpen(open) = device.expect().await else { panic!("no stream") };
+        let StreamRequest::Exec { command, stdin: true, tty: false, .. } = open.request else { panic!("no exec") };
+        assert_eq!(command, ["tr", "a-z", "A-Z"]);
+        device.connection.send_stream(open.id, Channel::Stderr, b"careful\n").unwrap();
+        device.flush().await;
+        let mut waiting = Vec::new();
+        let mut ended = false;
+        while !(ended && waiting.is_empty()) {
+            match device.expect().await {
+                Message::StreamData(data) => {
+                    ended |= data.bytes.is_empty();
+                    device.connection.consumed(open.id, data.bytes.len()).unwrap();
+                    waiting.extend(data.bytes.to_ascii_uppercase());
+                }
+                Message::StreamCredit(_) => {}
+                other => panic!("{other:?} on a stream"),
+            }
+            let count = device.connection.send_stream(open.id, Channel::Stdout, &waiting).unwrap();
+            waiting.drain(..count);
+            device.flush().await;
+        }
+        device.connection.close_stream(open.id, StreamEnd::Exited(7)).unwrap();
+        device.flush().await;
+        device
+    });
+    let mut command = tokio::process::Command::new("kubectl");
+    command.args(["exec", "-i", "web", "--", "tr", "a-z", "A-Z"]).kill_on_drop(true);
+    command.env("KUBECONFIG", controller.folder.path().join("data/admin.kubeconfig"));
+    command.env("HOME", controller.folder.path()).stdin(std::fs::File::open(&input).unwrap());
+    match command.output().await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: kubectl is not installed");
+            device.abort();
+        }
+        output => {
+            let output = output.unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(7), "{errors}");
+            assert!(errors.starts_with("careful\n"), "{errors}");
+            assert!(output.stdout == sent.to_ascii_uppercase());
+            drop(device.await.unwrap());
+        }
+    }
+    controller.stop().await;
+}
+
 /// One HTTP/1.1 request of a device to the registry; gives the whole answer.
 async fn request(controller: &Controller, identity: &Identity, line: &str) -> String {
     let mut stream = connect(controller.address, controller.app.public_key, identity, b"http/1.1").await;
