@@ -16,19 +16,18 @@ use thiserror::Error;
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc};
 use tokio::task::JoinSet;
 
-use crate::blobs::{BlobError, blob_io, sync_folder};
+use crate::blobs::{BlobError, sync_folder};
 use crate::client::{Client, ClientError, RawManifest};
 use crate::digest::Digest;
 use crate::platform::{NoPlatform, Platform};
-use crate::unpack::{Unpacked, imitate};
+use crate::unpack::imitate;
 
-use super::layer::{LayerError, Piece, QUEUE, receive};
+use super::layer::{LayerError, Piece, QUEUE, Received, receive};
+use super::seal::{Seal, TREE};
 use super::{Image, LayerPart, MAX_CONFIG, ManifestError, Parts, Store, StoreError, parse_manifest};
 
 /// Layers that are fetched and unpacked at the same time in one store.
 pub(super) const SIDE_BY_SIDE: usize = 3;
-/// A layer is expected to unpack to this many times its compressed size when the space is checked.
-const EXPANSION: u64 = 3;
 /// How often one layer's transfer is continued.
 const MAX_CONTINUED: usize = 20;
 
@@ -81,14 +80,16 @@ pub enum PullError {
         #[source]
         source: LayerError,
     },
-    /// The disk is too full to begin.
-    #[error("not enough space in {}: {needed} bytes are needed, {free} are free", path.display())]
+    /// The disk is too full to begin, also without the images that nothing needs.
+    #[error("not enough space in {}: {needed} {what} are needed, {free} are free", path.display())]
     Space {
         /// The store's folder.
         path: PathBuf,
-        /// Bytes that the missing layers are expected to take.
+        /// `bytes` or `inodes`.
+        what: &'static str,
+        /// How many the missing layers are expected to take, with what is to stay free.
         needed: u64,
-        /// Bytes that are free.
+        /// How many are free.
         free: u64,
     },
     /// A task ended without a result, which only a panic does.
@@ -110,9 +111,9 @@ struct Pins {
 
 impl Pins {
     fn add(&mut self, digests: impl IntoIterator<Item = Digest>) {
-        let mut pinned = self.store.pinned();
+        let mut held = self.store.held();
         for digest in digests {
-            *pinned.entry(digest).or_insert(0) += 1;
+            *held.pinned.entry(digest).or_insert(0) += 1;
             self.digests.push(digest);
         }
     }
@@ -120,12 +121,12 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let mut pinned = self.store.pinned();
+        let mut held = self.store.held();
         for digest in &self.digests {
-            if let Some(count) = pinned.get_mut(digest) {
+            if let Some(count) = held.pinned.get_mut(digest) {
                 *count -= 1;
                 if *count == 0 {
-                    pinned.remove(digest);
+                    held.pinned.remove(digest);
                 }
             }
         }
@@ -135,7 +136,7 @@ impl Drop for Pins {
 /// A layer in its temporary folder, which goes when this is dropped.
 struct Temporary {
     folder: PathBuf,
-    unpacked: Unpacked,
+    received: Option<Received>,
 }
 
 impl Drop for Temporary {
@@ -181,9 +182,10 @@ impl Store {
             return Ok(image);
         }
         let top = client.manifest(repository, &digest.to_string()).await?;
-        let raw = match select(&top, platform)? {
-            None => top,
-            Some(chosen) => client.manifest(repository, &chosen.to_string()).await?,
+        // The index is kept as the proof that its digest means this manifest.
+        let (raw, index) = match select(&top, platform)? {
+            None => (top, None),
+            Some(chosen) => (client.manifest(repository, &chosen.to_string()).await?, Some(top.bytes)),
         };
         let wrong = |digest: Digest| move |source| PullError::Manifest { digest, source };
         let manifest = parse_manifest(&raw.bytes).map_err(wrong(raw.digest))?;
@@ -193,8 +195,9 @@ impl Store {
         let parts = Parts::new(&manifest, &config).map_err(wrong(config_digest))?;
         check_platform(digest, &parts, platform)?;
         pins.add(parts.layers.iter().map(|layer| layer.chain_id));
-        self.0.blobs.put(&raw.bytes)?;
-        self.0.blobs.put(&config)?;
+        for document in index.iter().chain([&raw.bytes, &config]) {
+            self.0.blobs.put(document)?;
+        }
         let shared = Shared {
             store: self.clone(),
             client: client.clone(),
@@ -204,7 +207,7 @@ impl Store {
         };
         self.pull_layers(Arc::new(shared), &parts.layers, progress).await?;
         self.write_record(digest, &raw.digest)?;
-        let layers = parts.layers.iter().map(|layer| self.layer_path(&layer.chain_id)).collect();
+        let layers = parts.layers.iter().map(|layer| self.tree(&layer.chain_id)).collect();
         Ok(Image { digest: *digest, config: parts.config, layers })
     }
 
@@ -215,9 +218,13 @@ impl Store {
         layers: &[LayerPart],
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), PullError> {
-        let missing = layers.iter().filter(|layer| !self.layer_path(&layer.chain_id).is_dir());
-        let bytes = missing.map(|layer| layer.size).fold(0u64, u64::saturating_add);
-        self.check_space(bytes)?;
+        let mut bytes = 0u64;
+        for layer in layers {
+            if !self.has_layer(&layer.chain_id)? {
+                bytes = bytes.saturating_add(layer.size);
+            }
+        }
+        self.make_room(bytes).await?;
         // Dropping the set aborts its tasks; a layer that is being unpacked then ends as given up.
         let mut tasks = JoinSet::new();
         for (index, layer) in layers.iter().enumerate() {
@@ -249,27 +256,14 @@ impl Store {
         Ok(())
     }
 
-    /// Compares what the missing layers are expected to take with what is free.
-    fn check_space(&self, compressed: u64) -> Result<(), PullError> {
-        let root = &self.0.root;
-        let free =
-            rustix::fs::statvfs(root).map_err(|errno| blob_io("ask for the free space of", root)(errno.into()))?;
-        let free = free.f_bavail.saturating_mul(free.f_frsize);
-        let needed = compressed.saturating_mul(EXPANSION);
-        if needed > free {
-            return Err(PullError::Space { path: root.clone(), needed, free });
-        }
-        Ok(())
-    }
-
     /// Puts an unpacked layer into its place: imitates, syncs, renames, syncs the folder.
     async fn place(&self, layers: &[LayerPart], ready: Ready) -> Result<(), PullError> {
         let (below, layer) = (&layers[..ready.index], &layers[ready.index]);
         let Some(temporary) = ready.temporary else { return Ok(()) };
         let target = self.layer_path(&layer.chain_id);
-        let lower: Vec<_> = below.iter().rev().map(|layer| self.layer_path(&layer.chain_id)).collect();
-        let root = self.0.root.join("layers");
-        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &target, &lower, &root));
+        let lower: Vec<_> = below.iter().rev().map(|layer| self.tree(&layer.chain_id)).collect();
+        let diff_id = layer.diff_id;
+        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &diff_id, &target, &lower));
         let placed = work.await.map_err(PullError::Task)?;
         placed.map_err(|source| PullError::Layer { layer: layer.blob, source })
     }
@@ -287,9 +281,12 @@ impl Store {
     }
 }
 
-fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers: &Path) -> Result<(), LayerError> {
+fn put_in_place(temporary: &Temporary, diff_id: &Digest, target: &Path, lower: &[PathBuf]) -> Result<(), LayerError> {
     let step = |operation| move |source| LayerError::Folder { operation, source };
-    imitate(&temporary.folder, &temporary.unpacked.implied, lower).map_err(step("give its folders their owners"))?;
+    let Some(received) = &temporary.received else { return Err(LayerError::Interrupted) };
+    imitate(&temporary.folder.join(TREE), &received.unpacked.implied, lower)
+        .map_err(step("give its folders their owners"))?;
+    Seal::write(&temporary.folder, diff_id, received.archive_size).map_err(step("seal it"))?;
     let folder = fs::File::open(&temporary.folder).map_err(step("open its folder"))?;
     // One call for a layer's ten thousand files; fsync of each of them would take minutes on a card.
     rustix::fs::syncfs(&folder).map_err(|errno| step("sync it")(errno.into()))?;
@@ -298,7 +295,8 @@ fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers:
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
         result => result.map_err(step("put it in its place"))?,
     }
-    sync_folder(layers).map_err(|error| step("sync the folder of layers")(io::Error::other(error)))
+    let layers = target.parent().map_or(Ok(()), sync_folder);
+    layers.map_err(|error| step("sync the folder of layers")(io::Error::other(error)))
 }
 
 /// Chooses from an index; `None` when this is a manifest itself.
@@ -342,7 +340,7 @@ fn check_platform(digest: &Digest, parts: &Parts, platform: &Platform) -> Result
 async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<Ready, PullError> {
     let store = &shared.store;
     let turn = store.turn(&layer.chain_id).await;
-    if store.layer_path(&layer.chain_id).is_dir() {
+    if store.has_layer(&layer.chain_id)? {
         return Ok(Ready { index, temporary: None, _turn: turn });
     }
     // The semaphore is never closed; without a permit the layer would merely be fetched at once.
@@ -351,10 +349,10 @@ async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<
     let (part, folder) = (layer.clone(), store.temp_path("layer"));
     // The folder belongs to this closure until it is whole: whatever happens, it is removed off the event loop.
     let unpacking = tokio::task::spawn_blocking(move || {
-        let mut temporary = Temporary { folder, unpacked: Unpacked::default() };
-        let made = fs::DirBuilder::new().mode(0o755).create(&temporary.folder);
+        let mut temporary = Temporary { folder, received: None };
+        let made = fs::DirBuilder::new().mode(0o700).create(&temporary.folder);
         made.map_err(|source| LayerError::Folder { operation: "make its temporary folder", source })?;
-        temporary.unpacked = receive(queue, &part, &temporary.folder)?;
+        temporary.received = Some(receive(queue, &part, &temporary.folder)?);
         Ok(temporary)
     });
     let sent = send(&shared, &layer, sender).await;
