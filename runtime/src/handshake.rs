@@ -142,10 +142,11 @@ fn walk_from(first: usize, steps: &[Step], channel: i32) {
 
 /// Leaves the rest of the steps to a child of its own, which waits until the caller knows it.
 fn divide(index: usize, steps: &[Step], channel: i32, request: CloneRequest) -> sys::Result<()> {
-    let child = || match hear(channel) {
-        Ok(()) => walk_from(index + 1, steps, channel),
-        // Its caller is gone.
-        Err(_) => {}
+    let child = || {
+        // Otherwise its caller is gone.
+        if hear(channel).is_ok() {
+            walk_from(index + 1, steps, channel);
+        }
     };
     let (pid, pidfd) = sys::clone_child(request, child)?;
     say(channel, index, 0, &pid.to_ne_bytes(), Some(pidfd.as_raw_fd()))?;
