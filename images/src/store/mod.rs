@@ -4,6 +4,7 @@
 //! blobs/sha256/<hex>   manifests and configurations, verified whenever they are read
 //! layers/<chain id>    one layer, unpacked, to be an overlay's lower directory
 //! images/<hex>         which manifest an image's digest means here: written last, when all of it is there
+//! partial/<chain id>   the compressed bytes of a layer that is on its way; a later pull goes on from them
 //! tmp/ uploads/        what is not whole; emptied when the store is opened
 //! broken/              what was found broken, for a person to look at; emptied by `retain`
 //! lock                 held while the store is open
@@ -13,6 +14,7 @@
 //! go by their chain id, and are not kept compressed: docs/decisions/0003-layers.md. It mounts nothing.
 
 mod layer;
+mod partial;
 mod pull;
 
 use std::collections::{BTreeSet, HashMap};
@@ -146,7 +148,7 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(blob_io("empty", &tmp)(error).into()),
             _ => {}
         }
-        for name in ["layers", "images", "tmp"] {
+        for name in ["layers", "images", "partial", "tmp"] {
             make_folder(&root.join(name))?;
         }
         let blobs = Blobs::open(root)?;
@@ -267,6 +269,10 @@ impl Store {
 
     fn layer_path(&self, chain_id: &Digest) -> PathBuf {
         self.0.root.join("layers").join(chain_id.hex())
+    }
+
+    fn partial_path(&self, chain_id: &Digest) -> PathBuf {
+        self.0.root.join("partial").join(chain_id.hex())
     }
 
     fn temp_path(&self, what: &str) -> PathBuf {
