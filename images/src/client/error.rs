@@ -16,11 +16,11 @@ const MAX_SHOWN: usize = 200;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// The registry, as the user knows it.
-    pub registry: String,
+    pub registry: Box<str>,
     /// The repository within it.
-    pub repository: String,
+    pub repository: Box<str>,
     /// The thing: `manifest 1.22`, `blob sha256:…`.
-    pub what: String,
+    pub what: Box<str>,
 }
 
 impl fmt::Display for Asked {

@@ -179,7 +179,7 @@ impl Client {
     }
 
     fn asked(&self, repository: &str, what: String) -> Asked {
-        Asked { registry: self.0.endpoint.name.clone(), repository: repository.to_owned(), what }
+        Asked { registry: self.0.endpoint.name.as_str().into(), repository: repository.into(), what: what.into() }
     }
 
     /// Sends one request and follows tokens and redirects until it is answered with success.
