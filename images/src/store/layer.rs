@@ -3,7 +3,9 @@
 //! Owns the stream in between, and its bounds: at most [`QUEUE`] chunks of 64 KiB wait in memory, and a zstd window
 //! may have 8 MiB. The folder gets its name elsewhere, once all of this has succeeded.
 
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use bytes::{Buf, Bytes};
@@ -11,11 +13,13 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::digest::{Digest, Hasher};
+use crate::split::Recorder;
 use crate::tar::Archive;
 use crate::unpack::{UnpackError, Unpacked, unpack};
 
 use super::LayerPart;
 use super::partial::Partial;
+use super::seal::{ARCHIVE, TREE};
 
 /// Chunks that may wait between network and disk.
 pub(super) const QUEUE: usize = 8;
@@ -76,6 +80,13 @@ pub enum LayerError {
         #[source]
         source: io::Error,
     },
+}
+
+/// A layer that has come whole.
+pub(super) struct Received {
+    pub(super) unpacked: Unpacked,
+    /// Bytes of the plain archive, where it can be made again from the files and its record.
+    pub(super) archive_size: Option<u64>,
 }
 
 /// What goes through the queue.
@@ -248,6 +259,7 @@ enum Trouble {
 struct Hashed<R> {
     inner: R,
     hasher: Hasher,
+    size: u64,
     left: u64,
     trouble: Trouble,
 }
@@ -256,6 +268,7 @@ impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer).inspect_err(|_| self.trouble = Trouble::Decoder)?;
         self.hasher.update(&buffer[..count]);
+        self.size += count as u64;
         match self.left.checked_sub(count as u64) {
             Some(left) => self.left = left,
             None => {
@@ -267,10 +280,11 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// Unpacks a layer into an existing empty folder, and verifies both of its digests. Blocks.
+/// Unpacks a layer into `fs` of an existing empty folder, with its `archive.zst` beside, and verifies both of its
+/// digests. Blocks.
 ///
 /// The partial file stays when all is well, for the layer is not in its place yet, and when the transfer was given up.
-pub(super) fn receive(source: Source, layer: &LayerPart, folder: &Path) -> Result<Unpacked, LayerError> {
+pub(super) fn receive(source: Source, layer: &LayerPart, folder: &Path) -> Result<Received, LayerError> {
     let mut compressed = Compressed {
         partial: source.partial,
         begin: Some(source.begin),
@@ -288,7 +302,7 @@ pub(super) fn receive(source: Source, layer: &LayerPart, folder: &Path) -> Resul
     result
 }
 
-fn verified(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<Unpacked, LayerError> {
+fn verified(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<Received, LayerError> {
     let unpacked = decode(compressed, layer, folder);
     if compressed.state == State::GivenUp {
         return Err(LayerError::Interrupted);
@@ -319,18 +333,30 @@ fn verified(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Re
     Ok(unpacked)
 }
 
-fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<(Unpacked, Digest), LayerError> {
+fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<(Received, Digest), LayerError> {
     let limit = layer.size.saturating_mul(MAX_RATIO).clamp(MIN_UNPACKED, MAX_UNPACKED);
+    let step = |operation| move |source| LayerError::Folder { operation, source };
+    let (tree, record) = (folder.join(TREE), folder.join(ARCHIVE));
+    fs::DirBuilder::new().mode(0o755).create(&tree).map_err(step("make the folder of its files"))?;
+    let recorder = File::create_new(&record).and_then(Recorder::new).map_err(step("begin its archive's record"))?;
     let decoder = Decoder::new(compressed).map_err(LayerError::Decompress)?;
-    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), left: limit, trouble: Trouble::None };
-    let mut archive = Archive::new(BufReader::with_capacity(64 << 10, hashed));
-    let unpacked = unpack(&mut archive, folder, limit);
-    let mut rest = archive.into_inner();
+    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), size: 0, left: limit, trouble: Trouble::None };
+    let mut archive = Archive::recorded(BufReader::with_capacity(64 << 10, hashed), recorder);
+    let unpacked = unpack(&mut archive, &tree, limit);
     // The diff id is over the whole stream, also over what follows the archive's end mark.
-    let drained = unpacked.as_ref().ok().map(|_| io::copy(&mut rest, &mut io::sink()));
+    let drained = unpacked.as_ref().ok().map(|_| archive.drain());
+    let (rest, recorder) = archive.into_inner();
     let hashed = rest.into_inner();
     match (unpacked, drained) {
-        (Ok(unpacked), Some(Ok(_))) => Ok((unpacked, hashed.hasher.finish())),
+        (Ok(unpacked), Some(Ok(()))) => {
+            let whole = recorder.map_or(Ok(false), Recorder::finish).map_err(step("end its archive's record"))?;
+            let remade = whole && !unpacked.replaced;
+            if !remade {
+                fs::remove_file(&record).map_err(step("remove its archive's record"))?;
+            }
+            let size = hashed.size;
+            Ok((Received { unpacked, archive_size: remade.then_some(size) }, hashed.hasher.finish()))
+        }
         (Err(UnpackError::Archive(_, Some(source))), _) | (Ok(_), Some(Err(source))) => match hashed.trouble {
             Trouble::Decoder => Err(LayerError::Decompress(source)),
             Trouble::Bound => Err(LayerError::Bomb(limit)),

@@ -15,20 +15,19 @@ use thiserror::Error;
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::blobs::{BlobError, blob_io, sync_folder};
+use crate::blobs::{BlobError, sync_folder};
 use crate::client::{Attempt, ClientError, RawManifest, Sources};
 use crate::digest::Digest;
 use crate::platform::{NoPlatform, Platform};
-use crate::unpack::{Unpacked, imitate};
+use crate::unpack::imitate;
 
-use super::layer::{LayerError, Piece, QUEUE, Source, receive};
+use super::layer::{LayerError, Piece, QUEUE, Received, Source, receive};
 use super::partial::Partial;
+use super::seal::{Seal, TREE};
 use super::{Image, LayerPart, MAX_CONFIG, ManifestError, Parts, Store, StoreError, parse_manifest};
 
 /// Layers that are fetched and unpacked at the same time in one store.
 pub(super) const SIDE_BY_SIDE: usize = 3;
-/// A layer is expected to unpack to this many times its compressed size when the space is checked.
-const EXPANSION: u64 = 3;
 /// Kinds of configuration that an image has; anything else is an artifact that only looks like one.
 const CONFIG_TYPES: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
@@ -84,14 +83,16 @@ pub enum PullError {
         #[source]
         source: LayerError,
     },
-    /// The disk is too full to begin.
-    #[error("not enough space in {}: {needed} bytes are needed, {free} are free", path.display())]
+    /// The disk is too full to begin, also without the images that nothing needs.
+    #[error("not enough space in {}: {needed} {what} are needed, {free} are free", path.display())]
     Space {
         /// The store's folder.
         path: PathBuf,
-        /// Bytes that the missing layers are expected to take.
+        /// `bytes` or `inodes`.
+        what: &'static str,
+        /// How many the missing layers are expected to take, with what is to stay free.
         needed: u64,
-        /// Bytes that are free.
+        /// How many are free.
         free: u64,
     },
     /// A task ended without a result, which only a panic does.
@@ -113,9 +114,9 @@ struct Pins {
 
 impl Pins {
     fn add(&mut self, digests: impl IntoIterator<Item = Digest>) {
-        let mut pinned = self.store.pinned();
+        let mut held = self.store.held();
         for digest in digests {
-            *pinned.entry(digest).or_insert(0) += 1;
+            *held.pinned.entry(digest).or_insert(0) += 1;
             self.digests.push(digest);
         }
     }
@@ -123,12 +124,12 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let mut pinned = self.store.pinned();
+        let mut held = self.store.held();
         for digest in &self.digests {
-            if let Some(count) = pinned.get_mut(digest) {
+            if let Some(count) = held.pinned.get_mut(digest) {
                 *count -= 1;
                 if *count == 0 {
-                    pinned.remove(digest);
+                    held.pinned.remove(digest);
                 }
             }
         }
@@ -140,7 +141,7 @@ struct Temporary {
     folder: PathBuf,
     /// Its compressed bytes, which are needed until it is in its place.
     partial: Option<PathBuf>,
-    unpacked: Unpacked,
+    received: Option<Received>,
 }
 
 impl Drop for Temporary {
@@ -184,9 +185,10 @@ impl Store {
             return Ok(image);
         }
         let top = sources.manifest(digest).await?;
-        let raw = match select(&top, platform)? {
-            None => top,
-            Some(chosen) => sources.manifest(&chosen).await?,
+        // The index is kept as the proof that its digest means this manifest.
+        let (raw, index) = match select(&top, platform)? {
+            None => (top, None),
+            Some(chosen) => (sources.manifest(&chosen).await?, Some(top.bytes)),
         };
         let wrong = |digest: Digest| move |source| PullError::Manifest { digest, source };
         let manifest = parse_manifest(&raw.bytes).map_err(wrong(raw.digest))?;
@@ -196,8 +198,9 @@ impl Store {
         let parts = Parts::new(&manifest, &config).map_err(wrong(config_digest))?;
         check_platform(digest, &parts, platform)?;
         pins.add(parts.layers.iter().map(|layer| layer.chain_id));
-        self.0.blobs.put(&raw.bytes)?;
-        self.0.blobs.put(&config)?;
+        for document in index.iter().chain([&raw.bytes, &config]) {
+            self.0.blobs.put(document)?;
+        }
         let shared = Shared {
             store: self.clone(),
             sources: sources.clone(),
@@ -206,7 +209,7 @@ impl Store {
         };
         self.pull_layers(Arc::new(shared), &parts.layers, progress).await?;
         self.write_record(digest, &raw.digest)?;
-        let layers = parts.layers.iter().map(|layer| self.layer_path(&layer.chain_id)).collect();
+        let layers = parts.layers.iter().map(|layer| self.tree(&layer.chain_id)).collect();
         Ok(Image { digest: *digest, config: parts.config, layers })
     }
 
@@ -217,9 +220,13 @@ impl Store {
         layers: &[LayerPart],
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), PullError> {
-        let missing = layers.iter().filter(|layer| !self.layer_path(&layer.chain_id).is_dir());
-        let bytes = missing.map(|layer| layer.size).fold(0u64, u64::saturating_add);
-        self.check_space(bytes)?;
+        let mut bytes = 0u64;
+        for layer in layers {
+            if !self.has_layer(&layer.chain_id)? {
+                bytes = bytes.saturating_add(layer.size);
+            }
+        }
+        self.make_room(bytes).await?;
         // Dropping the set aborts its tasks; a layer that is being unpacked then ends as given up.
         let mut tasks = JoinSet::new();
         for (index, layer) in layers.iter().enumerate() {
@@ -251,27 +258,14 @@ impl Store {
         Ok(())
     }
 
-    /// Compares what the missing layers are expected to take with what is free.
-    fn check_space(&self, compressed: u64) -> Result<(), PullError> {
-        let root = &self.0.root;
-        let free =
-            rustix::fs::statvfs(root).map_err(|errno| blob_io("ask for the free space of", root)(errno.into()))?;
-        let free = free.f_bavail.saturating_mul(free.f_frsize);
-        let needed = compressed.saturating_mul(EXPANSION);
-        if needed > free {
-            return Err(PullError::Space { path: root.clone(), needed, free });
-        }
-        Ok(())
-    }
-
     /// Puts an unpacked layer into its place: imitates, syncs, renames, syncs the folder.
     async fn place(&self, layers: &[LayerPart], ready: Ready) -> Result<(), PullError> {
         let (below, layer) = (&layers[..ready.index], &layers[ready.index]);
         let Some(temporary) = ready.temporary else { return Ok(()) };
         let target = self.layer_path(&layer.chain_id);
-        let lower: Vec<_> = below.iter().rev().map(|layer| self.layer_path(&layer.chain_id)).collect();
-        let root = self.0.root.join("layers");
-        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &target, &lower, &root));
+        let lower: Vec<_> = below.iter().rev().map(|layer| self.tree(&layer.chain_id)).collect();
+        let diff_id = layer.diff_id;
+        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &diff_id, &target, &lower));
         let placed = work.await.map_err(PullError::Task)?;
         placed.map_err(|source| PullError::Layer { layer: layer.blob, source })
     }
@@ -289,9 +283,12 @@ impl Store {
     }
 }
 
-fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers: &Path) -> Result<(), LayerError> {
+fn put_in_place(temporary: &Temporary, diff_id: &Digest, target: &Path, lower: &[PathBuf]) -> Result<(), LayerError> {
     let step = |operation| move |source| LayerError::Folder { operation, source };
-    imitate(&temporary.folder, &temporary.unpacked.implied, lower).map_err(step("give its folders their owners"))?;
+    let Some(received) = &temporary.received else { return Err(LayerError::Interrupted) };
+    imitate(&temporary.folder.join(TREE), &received.unpacked.implied, lower)
+        .map_err(step("give its folders their owners"))?;
+    Seal::write(&temporary.folder, diff_id, received.archive_size).map_err(step("seal it"))?;
     let folder = fs::File::open(&temporary.folder).map_err(step("open its folder"))?;
     // One call for a layer's ten thousand files; fsync of each of them would take minutes on a card.
     rustix::fs::syncfs(&folder).map_err(|errno| step("sync it")(errno.into()))?;
@@ -300,7 +297,8 @@ fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers:
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
         result => result.map_err(step("put it in its place"))?,
     }
-    sync_folder(layers).map_err(|error| step("sync the folder of layers")(io::Error::other(error)))?;
+    let layers = target.parent().map_or(Ok(()), sync_folder);
+    layers.map_err(|error| step("sync the folder of layers")(io::Error::other(error)))?;
     match temporary.partial.as_deref().map_or(Ok(()), fs::remove_file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(step("remove its partial download")(error)),
         _ => Ok(()),
@@ -359,7 +357,7 @@ fn check_platform(digest: &Digest, parts: &Parts, platform: &Platform) -> Result
 async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<Ready, PullError> {
     let store = &shared.store;
     let turn = store.turn(&layer.chain_id).await;
-    if store.layer_path(&layer.chain_id).is_dir() {
+    if store.has_layer(&layer.chain_id)? {
         return Ok(Ready { index, temporary: None, _turn: turn });
     }
     // The semaphore is never closed; without a permit the layer would merely be fetched at once.
@@ -384,13 +382,13 @@ async fn fetch(shared: &Shared, layer: &LayerPart, attempt: &mut Attempt<'_>) ->
     let partial = (layer.size >= MIN_PARTIAL).then(|| store.partial_path(&layer.chain_id));
     // The folder belongs to this closure until it is whole: whatever happens, it is removed off the event loop.
     let unpacking = tokio::task::spawn_blocking(move || {
-        let mut temporary = Temporary { folder, partial, unpacked: Unpacked::default() };
-        let made = fs::DirBuilder::new().mode(0o755).create(&temporary.folder);
+        let mut temporary = Temporary { folder, partial, received: None };
+        let made = fs::DirBuilder::new().mode(0o700).create(&temporary.folder);
         made.map_err(|source| LayerError::Folder { operation: "make its temporary folder", source })?;
         let partial = temporary.partial.as_deref().map(Partial::open).transpose();
         let partial =
             partial.map_err(|source| LayerError::Folder { operation: "open its partial download", source })?;
-        temporary.unpacked = receive(Source { partial, begin, queue }, &part, &temporary.folder)?;
+        temporary.received = Some(receive(Source { partial, begin, queue }, &part, &temporary.folder)?);
         Ok(temporary)
     });
     let sent = send(shared, layer, attempt, offset, sender).await;
