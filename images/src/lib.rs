@@ -17,7 +17,7 @@ mod tar;
 mod testing;
 pub mod unpack;
 
-pub use client::{Client, ClientError, Endpoint};
+pub use client::{Client, ClientError, Endpoint, Login, Logins, Sources};
 pub use digest::{Digest, DigestError};
 pub use platform::{NoPlatform, Platform};
 pub use reference::{Reference, ReferenceError};
