@@ -52,5 +52,5 @@ pub use oci_spec::runtime as oci;
 pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, start_waiting, wait};
 pub use seccomp::{SeccompError, default_seccomp};
 pub use spec::default_spec;
-pub use terminal::{Terminal, TerminalError};
+pub use terminal::{receive_terminal, resize_terminal, terminal_pair};
 pub use user_namespace::{UserNamespaceError, new_user_namespace};

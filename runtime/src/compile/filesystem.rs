@@ -324,7 +324,7 @@ fn data(at: &str, options: &Options) -> Result<Option<CString>, PlanError> {
 }
 
 /// Prepares a place in the root: absolute, without `..`, never the root itself.
-fn target(at: &str, path: &Path, file: bool) -> Result<Target, PlanError> {
+pub(super) fn target(at: &str, path: &Path, file: bool) -> Result<Target, PlanError> {
     use std::path::Component;
     let refuse = |reason| Err(PlanError::invalid(at, path.display().to_string(), reason));
     if !path.is_absolute() {

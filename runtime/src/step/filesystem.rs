@@ -115,7 +115,7 @@ fn open_inside(root: i32, path: &CStr, resolve: u64) -> sys::Result<i32> {
 impl Target {
     /// Opens the place, creating what is missing. Each part is looked up again from the root, so a symbolic link in
     /// the image is followed inside the root or, when strict, refused.
-    fn open(&self, root: i32) -> sys::Result<i32> {
+    pub(super) fn open(&self, root: i32) -> sys::Result<i32> {
         let resolve = if self.strict { INSIDE | libc::RESOLVE_NO_SYMLINKS } else { INSIDE };
         match open_inside(root, &self.path, resolve) {
             Err(Errno(libc::ENOENT)) => {}
@@ -235,17 +235,18 @@ impl Device {
         if !sys::stat(source)?.is_character_device(self.major, self.minor) {
             return Err(Errno(libc::ENODEV));
         }
-        bind_descriptor(source, self.target.open(root)?)
+        bind_descriptor(source, self.target.open(root)?)?;
+        sys::close(source);
+        Ok(())
     }
 }
 
 /// Binds what one descriptor shows onto another.
-fn bind_descriptor(source: i32, target: i32) -> sys::Result<()> {
+pub(super) fn bind_descriptor(source: i32, target: i32) -> sys::Result<()> {
     let mount = sys::open_tree(source, c"", libc::OPEN_TREE_CLONE | libc::AT_EMPTY_PATH as u32)?;
     sys::attach_mount(mount, target)?;
     sys::close(mount);
     sys::close(target);
-    sys::close(source);
     Ok(())
 }
 
@@ -308,7 +309,9 @@ fn mask(root: i32, path: &CStr) -> sys::Result<()> {
     if !sys::stat(null)?.is_character_device(1, 3) {
         return Err(Errno(libc::ENODEV));
     }
-    bind_descriptor(null, target)
+    bind_descriptor(null, target)?;
+    sys::close(null);
+    Ok(())
 }
 
 /// Binds a path onto itself, read-only. A path that the kernel does not have needs none.

@@ -5,6 +5,7 @@
 mod bounds;
 mod containers;
 mod entering;
+mod extras;
 mod failures;
 mod golden;
 mod life;
