@@ -4,12 +4,17 @@
 //! system: what is opened here is only read or entered later.
 
 mod filesystem;
+mod namespaces;
+
+pub(crate) use namespaces::name_of;
 
 use crate::cgroup::{Cgroup, CgroupError, HostCgroups};
 use crate::config;
+use crate::handshake::Channel;
+use crate::hooks::{CreateHooks, HookState};
 use crate::oci;
-use crate::plan::{Plan, Reaper, Report, StartError, Stdio, above_standard};
-use crate::process;
+use crate::plan::{Plan, Reaper, StartError, Stdio, above_standard};
+use crate::process::{self, Ending};
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use oci::LinuxNamespaceType as Kind;
@@ -44,10 +49,25 @@ pub struct Request<'a> {
     pub cgroup: Option<&'a Cgroup>,
     /// A network namespace to join instead of a new one; counts only if the specification asks for a network namespace.
     pub network: Option<BorrowedFd<'a>>,
+    /// A user namespace to join instead of a new one, from [`crate::new_user_namespace`]; counts only if the
+    /// specification asks for a user namespace.
+    pub user: Option<BorrowedFd<'a>>,
     /// The standard streams.
     pub stdio: Stdio,
     /// Who reaps it.
     pub reaper: Reaper,
+    /// What a command line asks for.
+    pub extras: Extras<'a>,
+}
+
+/// What an OCI command line asks for beyond the specification. A resident caller leaves it at its default.
+#[derive(Debug, Default)]
+pub struct Extras<'a> {
+    /// From [`crate::bind_start_socket`]: the process then waits there, as its last act before its program, for
+    /// [`crate::start_waiting`], and [`Plan::start`] returns when it does.
+    pub start_socket: Option<OwnedFd>,
+    /// What hooks are told. Needed if the specification has hooks around creation and start.
+    pub hooks: Option<&'a HookState>,
 }
 
 /// Why a plan could not be made.
@@ -86,6 +106,9 @@ pub enum PlanError {
     /// The caller's own capabilities cannot be read.
     #[error("cannot read the capabilities of this process")]
     Capabilities(#[from] caps::errors::CapsError),
+    /// The user namespace could not be made.
+    #[error("linux.uidMappings, linux.gidMappings")]
+    UserNamespace(#[source] crate::UserNamespaceError),
     /// A descriptor could not be prepared.
     #[error("cannot prepare a descriptor")]
     Descriptor(#[source] Box<StartError>),
@@ -108,29 +131,38 @@ impl Plan {
 
     /// The same for a host whose cgroups are known already.
     pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
-        let Request { spec, root, cgroup, network, stdio, reaper } = request;
+        let Request { spec, root, cgroup, network, user, stdio, reaper, extras } = request;
         config::check(spec)?;
         let Some(process) = spec.process() else {
             return Err(PlanError::invalid("process", "nothing", "must be given"));
         };
         unsupported(spec, process)?;
-        let report = Report::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
+        let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
             steps: vec![Step::ClearUmask],
             clone: CloneRequest { namespaces: 0, sibling: reaper == Reaper::CallersParent, cgroup: None },
             held: Vec::new(),
-            slots: Slots { taken: vec![report.write.as_raw_fd()], next: 3 },
+            slots: Slots { taken: vec![channel.child.as_raw_fd()], next: 3 },
             root: -1,
+            user_namespace: None,
             devices: true,
             host,
         };
-        compiler.namespaces(cgroup, network)?;
-        compiler.propagation()?;
-        compiler.steps.push(Step::NewSession);
         compiler.score(process);
+        compiler.steps.push(Step::Undumpable);
+        compiler.namespaces(cgroup, &namespaces::Given { network, user })?;
+        compiler.steps.push(Step::NewSession);
         process::streams(stdio, &mut compiler.steps, &mut compiler.held)?;
+        let mut ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
+        compiler.wait(extras.start_socket, &mut ending)?;
         compiler.slots.taken.extend(compiler.held.iter().map(AsRawFd::as_raw_fd));
+        if compiler.lists(Kind::Mount) {
+            compiler.propagation()?;
+        }
+        if compiler.user_namespace.is_some() {
+            compiler.steps.push(Step::BecomeRoot);
+        }
         compiler.root(root)?;
         compiler.mounts()?;
         compiler.devices()?;
@@ -138,14 +170,25 @@ impl Plan {
         compiler.names()?;
         compiler.sysctls()?;
         compiler.working_folder(process.cwd())?;
-        compiler.steps.push(Step::PivotRoot { root: compiler.root });
+        let hooks = compiler.create_hooks(extras.hooks)?;
+        compiler.steps.push(compiler.enter_root());
         if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
             compiler.steps.push(Step::ReadOnlyRoot);
         }
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        process::finish(process, seccomp, &report, &mut compiler.steps)?;
-        let Compiler { steps, clone, held, .. } = compiler;
-        Ok(Plan { steps, clone, held, report })
+        process::finish(process, seccomp, ending, &mut compiler.steps)?;
+        let Compiler { mut steps, clone, held, .. } = compiler;
+        tell_later(&mut steps);
+        Ok(Plan { steps, clone, held, channel, hooks })
+    }
+}
+
+/// Gives the waiting step the texts of those after it: whoever starts the container doesn't have the plan.
+fn tell_later(steps: &mut [Step]) {
+    let Some(at) = steps.iter().position(|step| matches!(step, Step::AwaitStart { .. })) else { return };
+    let texts = steps[at + 1..].iter().map(ToString::to_string).collect();
+    if let Step::AwaitStart { later, .. } = &mut steps[at] {
+        *later = texts;
     }
 }
 
@@ -196,6 +239,8 @@ struct Compiler<'a> {
     slots: Slots,
     /// The number at which the child holds the root.
     root: i32,
+    /// The user namespace's descriptor; it is open already.
+    user_namespace: Option<i32>,
     /// Whether `/dev` is the container's own.
     devices: bool,
     /// How the host mounts its cgroups, once somebody has asked.
@@ -207,73 +252,50 @@ impl Compiler<'_> {
         self.spec.linux().as_ref()
     }
 
-    fn namespaces(&mut self, cgroup: Option<&Cgroup>, network: Option<BorrowedFd<'_>>) -> Result<(), PlanError> {
-        if let Some(cgroup) = cgroup {
-            enter_cgroup(cgroup, &mut self.clone, &mut self.steps, &mut self.held)?;
+    /// Lets the process wait for its start, and for the hooks that come with it.
+    fn wait(&mut self, socket: Option<OwnedFd>, ending: &mut Ending) -> Result<(), PlanError> {
+        let hooks = self.spec.hooks().as_ref();
+        let start_hooks = hooks.and_then(|hooks| hooks.start_container().as_ref()).is_some_and(|list| !list.is_empty());
+        let Some(socket) = socket else {
+            if start_hooks {
+                let reason = "need a start socket: create the container, then start it";
+                return Err(PlanError::invalid("hooks.startContainer", "hooks", reason));
+            }
+            return Ok(());
+        };
+        let socket = above_standard(socket).map_err(|error| PlanError::Descriptor(Box::new(error)))?;
+        ending.keep.push(socket.as_raw_fd());
+        ending.wait.push(Step::AwaitStart { listener: socket.as_raw_fd(), later: Vec::new() });
+        if start_hooks {
+            ending.wait.push(Step::AwaitCaller);
         }
-        let list = self.linux().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
-        let mut seen: Vec<Kind> = Vec::new();
-        for (index, namespace) in list.iter().enumerate() {
-            let at = format!("linux.namespaces[{index}]");
-            seen.push(namespace.typ());
-            self.namespace(&at, namespace, network)?;
-        }
-        if !seen.contains(&Kind::Mount) {
-            return Err(PlanError::invalid("linux.namespaces", "without mount", "must have a mount namespace"));
-        }
+        self.held.push(socket);
         Ok(())
     }
 
-    fn namespace(
-        &mut self,
-        at: &str,
-        namespace: &oci::LinuxNamespace,
-        network: Option<BorrowedFd<'_>>,
-    ) -> Result<(), PlanError> {
-        let (name, flag) = match namespace.typ() {
-            Kind::Mount => ("mount", libc::CLONE_NEWNS),
-            Kind::Pid => ("pid", libc::CLONE_NEWPID),
-            Kind::Uts => ("uts", libc::CLONE_NEWUTS),
-            Kind::Ipc => ("ipc", libc::CLONE_NEWIPC),
-            Kind::Network => ("network", libc::CLONE_NEWNET),
-            // A cgroup namespace is rooted where its maker is: it is made after the child has joined its cgroup.
-            Kind::Cgroup => ("cgroup", libc::CLONE_NEWCGROUP),
-            kind @ (Kind::User | Kind::Time) => {
-                return Err(PlanError::invalid(format!("{at}.type"), kind.to_string(), "namespaces are not supported"));
-            }
-        };
-        let given = network.filter(|_| namespace.typ() == Kind::Network);
-        let handle = match (given, namespace.path()) {
-            (Some(fd), _) => Some(fd.try_clone_to_owned().map_err(|source| PlanError::Path {
-                at: "network".into(),
-                path: "the given descriptor".into(),
-                source,
-            })?),
-            (None, Some(path)) if matches!(namespace.typ(), Kind::Pid | Kind::Mount) => {
-                let reason = "cannot be joined by path; use exec to enter a container";
-                return Err(PlanError::invalid(format!("{at}.path"), path.display().to_string(), reason));
-            }
-            (None, Some(path)) => Some(OwnedFd::from(std::fs::File::open(path).map_err(|source| PlanError::Path {
-                at: format!("{at}.path"),
-                path: path.clone(),
-                source,
-            })?)),
-            (None, None) => None,
-        };
-        if let Some(handle) = handle {
-            let handle = above_standard(handle).map_err(|error| PlanError::Descriptor(Box::new(error)))?;
-            let name = format!("the given {name} namespace");
-            self.steps.push(Step::JoinNamespace { fd: handle.as_raw_fd(), kinds: flag, name });
-            self.held.push(handle);
-        } else if flag == libc::CLONE_NEWCGROUP {
-            self.steps.push(Step::Unshare { kinds: flag, name });
-        } else {
-            self.clone.namespaces |= flag as u64;
-            if flag == libc::CLONE_NEWNET {
-                self.steps.push(Step::LoopbackUp);
-            }
+    /// Lets the process wait for the hooks that see both the host and the finished mounts.
+    #[allow(deprecated)] // The specification deprecates prestart, and engines use it all the same.
+    fn create_hooks(&mut self, state: Option<&HookState>) -> Result<Option<CreateHooks>, PlanError> {
+        let Some(hooks) = self.spec.hooks() else { return Ok(None) };
+        let lists = [hooks.prestart(), hooks.create_runtime(), hooks.create_container()];
+        if lists.into_iter().flatten().all(Vec::is_empty) {
+            return Ok(None);
         }
-        Ok(())
+        let Some(state) = state else {
+            return Err(PlanError::invalid(
+                "hooks",
+                "hooks",
+                "need the container's state, which this caller has none of",
+            ));
+        };
+        self.steps.push(Step::AwaitCaller);
+        Ok(Some(CreateHooks { spec: self.spec.clone(), state: state.clone() }))
+    }
+
+    /// Without a mount namespace of its own a container only sees another root: the mounts are the caller's, and stay.
+    fn enter_root(&self) -> Step {
+        let root = self.root;
+        if self.lists(Kind::Mount) { Step::PivotRoot { root } } else { Step::ChangeRoot { root } }
     }
 
     fn score(&mut self, process: &oci::Process) {
@@ -283,12 +305,12 @@ impl Compiler<'_> {
     }
 
     fn names(&mut self) -> Result<(), PlanError> {
-        let own_uts = self.clone.namespaces & libc::CLONE_NEWUTS as u64 != 0;
+        let own_uts = self.lists(Kind::Uts);
         let names = [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())];
         for (at, name) in names {
             let Some(name) = name.clone().filter(|name| !name.is_empty()) else { continue };
             if !own_uts {
-                return Err(PlanError::invalid(at, name, "needs a new uts namespace"));
+                return Err(PlanError::invalid(at, name, "needs a uts namespace of the container's own"));
             }
             if name.len() > 64 {
                 return Err(PlanError::invalid(at, name, "is longer than 64 bytes"));
@@ -303,9 +325,7 @@ impl Compiler<'_> {
 fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
     let default = oci::Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default);
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci::Hooks::default());
     let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    let mappings = |list: &Option<Vec<oci::LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let asked = [
         ("process.apparmorProfile", text(process.apparmor_profile())),
         ("process.selinuxLabel", text(process.selinux_label())),
@@ -313,14 +333,10 @@ fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError
         ("process.scheduler", process.scheduler().is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
         ("linux.mountLabel", text(linux.mount_label())),
-        ("linux.uidMappings", mappings(linux.uid_mappings())),
-        ("linux.gidMappings", mappings(linux.gid_mappings())),
         ("linux.personality", linux.personality().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
-        ("hooks", hooks),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((at, _)) => Err(PlanError::invalid(*at, "a value", "is not supported; leave it out")),

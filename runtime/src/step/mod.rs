@@ -8,7 +8,7 @@ mod filesystem;
 pub(crate) use filesystem::{Bind, Device, Filesystem, FilesystemStep, Target};
 
 use crate::seccomp::Filter;
-use crate::sys::{self, Errno, MountAttributes, StringList};
+use crate::sys::{self, CloneRequest, Errno, MountAttributes, StringList};
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::sync::Arc;
@@ -45,6 +45,17 @@ pub(crate) enum Step {
         kinds: i32,
         name: String,
     },
+    /// Clones the rest of the plan into a child and ends; see [`crate::compile`].
+    Clone {
+        request: CloneRequest,
+    },
+    TimeOffsets {
+        value: String,
+    },
+    /// Nobody whom the process meets may trace it, or read the memory that it has copied from its caller.
+    Undumpable,
+    /// Takes the user namespace's own root for the rest of the steps.
+    BecomeRoot,
     LoopbackUp,
     NewSession,
     TakeTerminal,
@@ -65,8 +76,19 @@ pub(crate) enum Step {
     PivotRoot {
         root: i32,
     },
+    ChangeRoot {
+        root: i32,
+    },
     CloseDescriptors {
-        keep: i32,
+        first: i32,
+        keep: Vec<i32>,
+    },
+    /// Waits until the caller has done its part; see [`crate::handshake`].
+    AwaitCaller,
+    /// Waits for the container's start; see [`crate::handshake`].
+    AwaitStart {
+        listener: i32,
+        later: Vec<String>,
     },
     ReadOnlyRoot,
     ResourceLimit {
@@ -100,8 +122,12 @@ pub(crate) enum Step {
     Seccomp {
         filter: Arc<Filter>,
     },
+    /// Looks whether there is a program to run, while somebody still listens.
+    FindCommand {
+        command: Arc<Command>,
+    },
     Execute {
-        command: Command,
+        command: Arc<Command>,
     },
     /// A step that always fails; tests put it anywhere to see what is left behind.
     #[cfg(test)]
@@ -120,6 +146,9 @@ impl Step {
             Step::JoinCgroup { tasks, .. } => sys::write(*tasks, b"0").map(drop),
             Step::Unshare { kinds, .. } => sys::unshare(*kinds),
             Step::JoinNamespace { fd, kinds, .. } => sys::join_namespace(*fd, *kinds),
+            Step::TimeOffsets { value } => write_host_file(c"/proc/self/timens_offsets", value.as_bytes()),
+            Step::Undumpable => sys::process_control(libc::PR_SET_DUMPABLE, 0, 0).map(drop),
+            Step::BecomeRoot => become_user(0, 0, &[]),
             Step::LoopbackUp => sys::bring_loopback_up(),
             Step::NewSession => sys::new_session(),
             Step::TakeTerminal => sys::take_terminal(0),
@@ -129,7 +158,10 @@ impl Step {
             Step::DomainName { name } => sys::set_domain_name(name.as_bytes()),
             Step::StandardStream { from, onto } => sys::duplicate_onto(*from, *onto, false),
             Step::PivotRoot { root } => pivot(*root),
-            Step::CloseDescriptors { keep } => close_descriptors(*keep),
+            Step::ChangeRoot { root } => change_root(*root),
+            Step::CloseDescriptors { first, keep } => close_descriptors(*first, keep),
+            // The walk does these: they are words of the handshake.
+            Step::Clone { .. } | Step::AwaitCaller | Step::AwaitStart { .. } => Err(Errno(libc::ENOSYS)),
             Step::ReadOnlyRoot => {
                 let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
                 sys::set_mount_attributes(libc::AT_FDCWD, c"/", 0, &attributes)
@@ -149,6 +181,7 @@ impl Step {
             Step::NoNewPrivileges => sys::process_control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Step::ResetSignals => sys::reset_signals(),
             Step::Seccomp { filter } => sys::install_filter(&filter.program, filter.flags).map(drop),
+            Step::FindCommand { command } => command.find(),
             Step::Execute { command } => Err(command.execute()),
             #[cfg(test)]
             Step::Fail => Err(Errno(libc::EDOTDOT)),
@@ -172,10 +205,20 @@ fn pivot(root: i32) -> sys::Result<()> {
     sys::change_folder(c"/")
 }
 
-fn close_descriptors(keep: i32) -> sys::Result<()> {
-    let keep = keep.unsigned_abs();
-    sys::close_range(3, keep.saturating_sub(1))?;
-    sys::close_range(keep.saturating_add(1), u32::MAX)
+fn change_root(root: i32) -> sys::Result<()> {
+    sys::change_folder_to(root)?;
+    sys::change_root(c".")?;
+    sys::change_folder(c"/")
+}
+
+/// Closes all from the first on, but those that are kept, which are in order.
+fn close_descriptors(first: i32, keep: &[i32]) -> sys::Result<()> {
+    let mut next = first.unsigned_abs();
+    for kept in keep.iter().map(|fd| fd.unsigned_abs()) {
+        sys::close_range(next, kept.saturating_sub(1))?;
+        next = kept.saturating_add(1);
+    }
+    sys::close_range(next, u32::MAX)
 }
 
 /// Enters the folder and makes sure that it lies inside the root (CVE-2024-21626): the kernel names a folder outside
@@ -219,6 +262,27 @@ fn raise_ambient(ambient: u64) -> sys::Result<()> {
 }
 
 impl Command {
+    /// Looks for a candidate that [`Command::execute`] could run; the same errors.
+    fn find(&self) -> sys::Result<()> {
+        let mut told = Errno(libc::ENOENT);
+        for candidate in &self.candidates {
+            match sys::open(libc::AT_FDCWD, candidate, libc::O_PATH) {
+                Err(Errno(libc::ENOENT | libc::ENOTDIR)) => {}
+                Err(Errno(libc::EACCES)) => told = Errno(libc::EACCES),
+                Err(errno) => return Err(errno),
+                Ok(file) => {
+                    let runs = sys::stat(file)?.is_file() && sys::may_execute(file).is_ok();
+                    sys::close(file);
+                    if runs {
+                        return Ok(());
+                    }
+                    told = Errno(libc::EACCES);
+                }
+            }
+        }
+        Err(told)
+    }
+
     /// Tries each candidate as execvp(3) does: a file that may not be run is told only if no other could be.
     fn execute(&self) -> Errno {
         let mut told = Errno(libc::ENOENT);
@@ -247,6 +311,10 @@ impl fmt::Display for Step {
             Step::JoinCgroup { path, .. } => write!(out, "join cgroup {path}"),
             Step::Unshare { name, .. } => write!(out, "new {name} namespace"),
             Step::JoinNamespace { name, .. } => write!(out, "join {name}"),
+            Step::Clone { request } => write!(out, "{request}"),
+            Step::TimeOffsets { value } => write!(out, "set clocks off by {:?}", value.trim_end()),
+            Step::Undumpable => write!(out, "become untraceable"),
+            Step::BecomeRoot => write!(out, "become root of the user namespace"),
             Step::LoopbackUp => write!(out, "bring loopback up"),
             Step::NewSession => write!(out, "start a session"),
             Step::TakeTerminal => write!(out, "take the terminal"),
@@ -259,6 +327,9 @@ impl fmt::Display for Step {
             }
             Step::PivotRoot { .. } => write!(out, "pivot into the root"),
             Step::CloseDescriptors { .. } => write!(out, "close all other descriptors"),
+            Step::ChangeRoot { .. } => write!(out, "change into the root"),
+            Step::AwaitCaller => write!(out, "wait for the caller"),
+            Step::AwaitStart { .. } => write!(out, "wait for the start"),
             Step::ReadOnlyRoot => write!(out, "make the root read-only"),
             Step::ResourceLimit { name, soft, hard, .. } => write!(out, "limit {name} to {soft} (hard {hard})"),
             Step::WorkingFolder { path } => write!(out, "enter working folder {}", text(path)),
@@ -273,6 +344,7 @@ impl fmt::Display for Step {
             Step::NoNewPrivileges => write!(out, "gain no new privileges"),
             Step::ResetSignals => write!(out, "reset signals"),
             Step::Seccomp { filter } => write!(out, "install {filter}"),
+            Step::FindCommand { command } => write!(out, "find {command}"),
             Step::Execute { command } => write!(out, "execute {command}"),
             #[cfg(test)]
             Step::Fail => write!(out, "fail"),

@@ -59,6 +59,11 @@ impl Stat {
         self.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
+    /// Tells whether it is a regular file.
+    pub(crate) fn is_file(self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
     /// Tells whether it is a character device of these numbers.
     pub(crate) fn is_character_device(self, major: u32, minor: u32) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFCHR && self.device == libc::makedev(major, minor)
@@ -111,6 +116,68 @@ pub(crate) fn close(fd: i32) {
 pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize> {
     // SAFETY: the pointer and the length describe a live slice.
     check(unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) })
+}
+
+/// read(2), again after a signal.
+pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize> {
+    loop {
+        // SAFETY: the pointer and the length describe a live, writable slice.
+        match check(unsafe { libc::syscall(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) }) {
+            Err(Errno(libc::EINTR)) => {}
+            result => return result,
+        }
+    }
+}
+
+/// sendmsg(2) of a message with one descriptor attached; unix(7), `SCM_RIGHTS`.
+pub(crate) fn send_descriptor(socket: i32, bytes: &[u8], descriptor: i32) -> Result<()> {
+    /// `struct cmsghdr` with one descriptor, padded as the kernel pads it.
+    #[repr(C, align(8))]
+    struct Attached {
+        header: libc::cmsghdr,
+        descriptor: i32,
+    }
+    // SAFETY: all-zero bytes are a valid cmsghdr and a valid i32.
+    let mut attached: Attached = unsafe { std::mem::zeroed() };
+    attached.header.cmsg_level = libc::SOL_SOCKET;
+    attached.header.cmsg_type = libc::SCM_RIGHTS;
+    // SAFETY: CMSG_LEN only computes.
+    attached.header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<i32>() as u32) } as _;
+    attached.descriptor = descriptor;
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero bytes are a valid struct msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut attached).cast();
+    message.msg_controllen = size_of::<Attached>() as _;
+    // SAFETY: the message's parts are alive for the call and of the lengths given; sending changes none of them.
+    check(unsafe { libc::syscall(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL) }).map(drop)
+}
+
+/// The kind of a namespace as its `CLONE_NEW*` flag; ioctl_ns(2), `NS_GET_NSTYPE`. `ENOTTY` if it is none.
+pub(crate) fn namespace_kind(fd: i32) -> Result<i32> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this ioctl takes no argument.
+    Ok(check(unsafe { libc::syscall(libc::SYS_ioctl, fd, NS_GET_NSTYPE) })? as i32)
+}
+
+/// chroot(2).
+pub(crate) fn change_root(path: &CStr) -> Result<()> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_chroot, path.as_ptr()) }).map(drop)
+}
+
+/// accept4(2), again after a signal; close-on-exec.
+pub(crate) fn accept(listener: i32) -> Result<i32> {
+    let null = std::ptr::null_mut::<libc::c_void>();
+    loop {
+        // SAFETY: a null address is allowed.
+        match check(unsafe { libc::syscall(libc::SYS_accept4, listener, null, null, libc::SOCK_CLOEXEC) }) {
+            Err(Errno(libc::EINTR)) => {}
+            result => return result.map(|fd| fd as i32),
+        }
+    }
 }
 
 /// dup3(2). `close_on_exec` is kept off for standard streams.
@@ -273,6 +340,13 @@ pub(crate) fn stat(fd: i32) -> Result<Stat> {
     // SAFETY: all-zero bytes are a valid struct stat, and fstat has filled it.
     let stat = unsafe { buffer.assume_init() };
     Ok(Stat { mode: stat.st_mode, device: stat.st_rdev })
+}
+
+/// Asks whether the caller may execute an open file, by faccessat2(2).
+pub(crate) fn may_execute(fd: i32) -> Result<()> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: the empty path is static; the rest are integers.
+    check(unsafe { libc::syscall(libc::SYS_faccessat2, fd, c"".as_ptr(), libc::X_OK, flags) }).map(drop)
 }
 
 /// The filesystem's magic number by fstatfs(2).

@@ -7,5 +7,7 @@ mod containers;
 mod entering;
 mod failures;
 mod golden;
+mod life;
+mod namespaces;
 mod rights;
 mod support;
