@@ -170,9 +170,9 @@ fn a_failure_at_any_step_of_an_entrance_leaves_nothing_behind() {
 #[test]
 fn what_would_be_ignored_is_refused() {
     let ground = Ground::new();
-    let spec = change_process(shell("true"), |process| {
-        process.set_apparmor_profile(Some("strict".into()));
+    let spec = super::support::change_linux(shell("true"), |linux| {
+        linux.set_mount_label(Some("system_u:object_r:container_file_t:s0".into()));
     });
     let error = ground.plan(&spec).unwrap_err().to_string();
-    assert_eq!(error, "process.apparmorProfile: \"a value\" is not supported; leave it out");
+    assert_eq!(error, "linux.mountLabel: \"a value\" is not supported; leave it out");
 }
