@@ -8,4 +8,4 @@ mod entering;
 mod failures;
 mod golden;
 mod rights;
-mod support;
+pub(crate) mod support;
