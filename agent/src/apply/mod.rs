@@ -21,6 +21,7 @@ use skeg_protocol::{Label, Pod, Uid};
 use tokio::sync::mpsc;
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::cgroups;
 use crate::config::Config;
 use crate::core::{Action, ContainerEvent, Event, NotStarted, PodRecord, Step};
 use crate::hold::Holder;

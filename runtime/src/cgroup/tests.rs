@@ -228,7 +228,8 @@ fn only_allowed_devices_can_be_opened() {
         })
     };
     let told = |ground: &Ground, line| ground.run_spec(&spec(line)).unwrap().output;
-    let line = "echo x > /dev/null && echo null; busybox head -c 0 /dev/log 2>&1; busybox head -c 0 /dev/zero && echo zero";
+    let line =
+        "echo x > /dev/null && echo null; busybox head -c 0 /dev/log 2>&1; busybox head -c 0 /dev/zero && echo zero";
     let gone = "head: /dev/log: Operation not permitted\n";
     assert_eq!(told(&real(json!({})), line), format!("null\n{gone}zero\n"));
     let rule = json!({"devices": [{"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"}]});
@@ -303,6 +304,9 @@ fn a_frozen_container_stands_still_and_can_be_killed() {
         cgroup.freeze().unwrap();
         cgroup.kill_one_by_one().unwrap();
         assert_eq!(crate::wait(&started).unwrap(), crate::Exit::Signal(libc::SIGKILL));
+        // A cgroup that was left frozen is taken over all the same.
+        cgroup.freeze().unwrap();
+        Cgroup::prepare(&host_cgroups().unwrap(), &below_root(&ground.name)).unwrap();
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns temporary folders and cgroups and cleans them up. Must not judge results.
 
 use crate::{
-    Cgroup, CgroupPath, Exit, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, default_spec,
+    Cgroup, CgroupPath, Exit, Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, default_spec,
     host_cgroups, oci, wait,
 };
 use std::fs::{self, File};
@@ -88,6 +88,10 @@ impl Ground {
     }
 
     pub(super) fn plan(&self, spec: &oci::Spec) -> Result<(Plan, File), StartError> {
+        self.plan_with(spec, Extras::default())
+    }
+
+    pub(super) fn plan_with(&self, spec: &oci::Spec, extras: Extras<'_>) -> Result<(Plan, File), StartError> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let stdio =
             Stdio { stdin: File::open("/dev/null").unwrap().into(), stdout: write.try_clone().unwrap(), stderr: write };
@@ -99,6 +103,7 @@ impl Ground {
             network: self.network.as_ref().map(std::os::fd::AsFd::as_fd),
             stdio,
             reaper: self.reaper,
+            extras,
         };
         Ok((Plan::compile(request)?, File::from(read)))
     }
