@@ -19,7 +19,7 @@ mod testing;
 pub mod unpack;
 
 pub use bundle::BundleError;
-pub use client::{Client, ClientError, Endpoint};
+pub use client::{Client, ClientError, Endpoint, Login, Logins, Sources};
 pub use digest::{Digest, DigestError};
 pub use platform::{NoPlatform, Platform};
 pub use reference::{Reference, ReferenceError};

@@ -1,6 +1,6 @@
 //! Images for containers: fetched from where the manifest says, by digest, and looked up without a network.
 
-use skeg_images::{Client, Digest, Endpoint, Platform, Reference, Store};
+use skeg_images::{Client, Digest, Endpoint, Platform, Reference, Sources, Store};
 use skeg_protocol::Pod;
 use skeg_protocol::manifest::{Image, ImageSource};
 use tokio::task::spawn_blocking;
@@ -41,8 +41,8 @@ impl Images {
         }
         let (endpoint, repository) =
             self.place(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
-        let client = Client::new(endpoint);
-        let pulled = self.store.pull(&client, &repository, &digest, &self.platform, &|_| {}).await;
+        let sources = Sources::one(Client::new(endpoint), &repository);
+        let pulled = self.store.pull(&sources, &digest, &self.platform, &|_| {}).await;
         let pulled = pulled.map_err(|error| named(&error))?;
         if let Err(error) = self.store.name(&digest, &image.reference) {
             // Only people look for it by name.

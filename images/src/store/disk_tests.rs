@@ -2,9 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use super::tests::{client, pull, store, two_layers};
+use super::tests::{pull, store, two_layers};
 use super::*;
-use crate::platform::Platform;
 use crate::testing::*;
 
 /// An archive with one of each kind of entry that a layer may have.
@@ -281,7 +280,7 @@ async fn a_name_moves_and_finds_its_image() {
     let (_folder, store) = store();
     assert!(matches!(store.name(&one, "nginx"), Err(NameError::NoImage(_))));
     for digest in [&one, &two] {
-        store.pull(&client(&registry), "demo/web", digest, &Platform::host(), &|_| ()).await.unwrap();
+        pull(&store, &registry, digest).await.unwrap();
     }
     store.name(&one, "nginx").unwrap();
     store.name(&one, "ghcr.io/a/b:3").unwrap();

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use oci_spec::image::{Descriptor, ImageIndex};
 use serde::Deserialize;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use super::layer::{LayerError, Piece, QUEUE, receive};
+use super::layer::{LayerError, Piece, QUEUE, Source, receive};
 use super::pull::{Pins, Temporary, check_platform, put_in_place, select};
 use super::{LayerPart, MAX_CONFIG, ManifestError, NameError, Parts, PullError, Store, StoreError, parse_manifest};
 use crate::blobs::BlobError;
@@ -197,14 +197,16 @@ impl Store {
     ) -> Result<(), ImportError> {
         let wrong = |source| PullError::Layer { layer: layer.blob, source };
         let mut reader = open(bundle, member)?;
-        let mut temporary = Temporary { folder: self.temp_path("layer"), received: None };
+        let mut temporary = Temporary { folder: self.temp_path("layer"), partial: None, received: None };
         let made = fs::DirBuilder::new().mode(0o700).create(&temporary.folder);
         let step = |operation| move |source| LayerError::Folder { operation, source };
         made.map_err(step("make its temporary folder")).map_err(wrong)?;
         let (sender, queue) = mpsc::channel(QUEUE);
         let received = std::thread::scope(|scope| {
             let feeding = scope.spawn(move || feed(&mut reader, &sender));
-            let received = receive(queue, layer, &temporary.folder);
+            // Nobody waits to hear where to begin: a member is read from its start.
+            let (begin, _) = oneshot::channel();
+            let received = receive(Source { partial: None, begin, queue }, layer, &temporary.folder);
             match feeding.join() {
                 Ok(Ok(())) => received,
                 Ok(Err(source)) => Err(step("read it")(source)),

@@ -4,6 +4,7 @@
 //! blobs/sha256/<hex>   manifests and configurations, verified whenever they are read
 //! layers/<chain id>/   fs: one layer, unpacked, to be an overlay's lower directory; archive.zst; seal
 //! images/<hex>         which manifest an image's digest means here, and its names: written when all of it is there
+//! partial/<chain id>   the compressed bytes of a layer that is on its way; a later pull goes on from them
 //! tmp/ uploads/        what is not whole; emptied when the store is opened
 //! broken/              what was found broken, for a person to look at; emptied when room is made
 //! open                 the boot in which the store was opened; removed when it is closed in order
@@ -19,6 +20,7 @@ mod export;
 mod import;
 mod layer;
 mod list;
+mod partial;
 mod pull;
 mod record;
 mod seal;
@@ -277,6 +279,10 @@ impl Store {
 
     fn layer_path(&self, chain_id: &Digest) -> PathBuf {
         self.0.root.join("layers").join(chain_id.hex())
+    }
+
+    fn partial_path(&self, chain_id: &Digest) -> PathBuf {
+        self.0.root.join("partial").join(chain_id.hex())
     }
 
     /// The folder of a layer's files.

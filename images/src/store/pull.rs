@@ -1,8 +1,7 @@
 //! Pulling an image: index, manifest, configuration, then its layers side by side, each named when it is whole.
 //!
-//! Owns the order of things. A pull that is dropped or fails leaves whole layers and temporary ones; the next pull
-//! goes on from the whole ones. Nothing is retried here, except that a transfer that broke off after it had made
-//! progress is continued where it stopped.
+//! Owns the order of things. A pull that is dropped or fails leaves whole layers and partial downloads; the next pull
+//! goes on from them, also after a restart. Whom to ask next when something fails is the sources' business.
 
 use std::fs;
 use std::io;
@@ -13,23 +12,27 @@ use std::sync::{Arc, PoisonError};
 
 use oci_spec::image::ImageIndex;
 use thiserror::Error;
-use tokio::sync::{Notify, OwnedMutexGuard, mpsc};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::blobs::{BlobError, sync_folder};
-use crate::client::{Client, ClientError, RawManifest};
+use crate::client::{Attempt, ClientError, RawManifest, Sources};
 use crate::digest::Digest;
 use crate::platform::{NoPlatform, Platform};
 use crate::unpack::imitate;
 
-use super::layer::{LayerError, Piece, QUEUE, Received, receive};
+use super::layer::{LayerError, Piece, QUEUE, Received, Source, receive};
+use super::partial::Partial;
 use super::seal::{Seal, TREE};
 use super::{Image, LayerPart, MAX_CONFIG, ManifestError, Parts, Store, StoreError, parse_manifest};
 
 /// Layers that are fetched and unpacked at the same time in one store.
 pub(super) const SIDE_BY_SIDE: usize = 3;
-/// How often one layer's transfer is continued.
-const MAX_CONTINUED: usize = 20;
+/// Kinds of configuration that an image has; anything else is an artifact that only looks like one.
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+/// A smaller layer is rather fetched again than kept while it comes.
+const MIN_PARTIAL: u64 = 1 << 20;
 
 /// How far a pull is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +143,8 @@ impl Drop for Pins {
 /// A layer in its temporary folder, which goes when this is dropped.
 pub(super) struct Temporary {
     pub(super) folder: PathBuf,
+    /// Its compressed bytes, which are needed until it is in its place.
+    pub(super) partial: Option<PathBuf>,
     pub(super) received: Option<Received>,
 }
 
@@ -160,8 +165,7 @@ struct Ready {
 /// What the tasks of one pull share.
 struct Shared {
     store: Store,
-    client: Client,
-    repository: String,
+    sources: Sources,
     bytes_done: AtomicU64,
     moved: Notify,
 }
@@ -174,8 +178,7 @@ impl Store {
     /// the runtime's blocking pool are busy while layers come; it needs at least one more.
     pub async fn pull(
         &self,
-        client: &Client,
-        repository: &str,
+        sources: &Sources,
         digest: &Digest,
         platform: &Platform,
         progress: &(dyn Fn(Progress) + Send + Sync),
@@ -185,17 +188,17 @@ impl Store {
         if let Some(image) = self.image(digest)? {
             return Ok(image);
         }
-        let top = client.manifest(repository, &digest.to_string()).await?;
+        let top = sources.manifest(digest).await?;
         // The index is kept as the proof that its digest means this manifest.
         let (raw, index) = match select(&top, platform)? {
             None => (top, None),
-            Some(chosen) => (client.manifest(repository, &chosen.to_string()).await?, Some(top.bytes)),
+            Some(chosen) => (sources.manifest(&chosen).await?, Some(top.bytes)),
         };
         let wrong = |digest: Digest| move |source| PullError::Manifest { digest, source };
         let manifest = parse_manifest(&raw.bytes).map_err(wrong(raw.digest))?;
         let config_digest = super::sha256(manifest.config()).map_err(wrong(raw.digest))?;
         pins.add([raw.digest, config_digest]);
-        let config = client.small_blob(repository, &config_digest, MAX_CONFIG).await?;
+        let config = sources.small_blob(&config_digest, MAX_CONFIG).await?;
         let parts = Parts::new(&manifest, &config).map_err(wrong(config_digest))?;
         check_platform(digest, &parts, platform)?;
         pins.add(parts.layers.iter().map(|layer| layer.chain_id));
@@ -204,8 +207,7 @@ impl Store {
         }
         let shared = Shared {
             store: self.clone(),
-            client: client.clone(),
-            repository: repository.to_owned(),
+            sources: sources.clone(),
             bytes_done: AtomicU64::new(0),
             moved: Notify::new(),
         };
@@ -307,7 +309,11 @@ pub(super) fn put_in_place(
         result => result.map_err(step("put it in its place"))?,
     }
     let layers = target.parent().map_or(Ok(()), sync_folder);
-    layers.map_err(|error| step("sync the folder of layers")(io::Error::other(error)))
+    layers.map_err(|error| step("sync the folder of layers")(io::Error::other(error)))?;
+    match temporary.partial.as_deref().map_or(Ok(()), fs::remove_file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(step("remove its partial download")(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Chooses from an index; `None` when this is a manifest itself.
@@ -319,13 +325,24 @@ pub(super) fn select(top: &RawManifest, platform: &Platform) -> Result<Option<Di
         #[serde(default)]
         manifests: Option<serde::de::IgnoredAny>,
         #[serde(default)]
-        config: Option<serde::de::IgnoredAny>,
+        config: Option<Config>,
+        artifact_type: Option<String>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Config {
+        media_type: Option<String>,
     }
     let wrong = |source| PullError::Manifest { digest: top.digest, source };
     let json = |what| move |source| wrong(ManifestError::Json { what, source });
     let kind: Kind = serde_json::from_slice(&top.bytes).map_err(json("image manifest or index"))?;
     let media_type = kind.media_type.unwrap_or_else(|| top.media_type.clone());
-    match (kind.manifests, kind.config) {
+    let artifact = kind.artifact_type.or_else(|| {
+        let media_type = kind.config.as_ref()?.media_type.clone()?;
+        (!CONFIG_TYPES.contains(&media_type.as_str())).then_some(media_type)
+    });
+    let media_type = artifact.clone().unwrap_or(media_type);
+    match (kind.manifests, kind.config.filter(|_| artifact.is_none())) {
         (Some(_), None) => {
             let index: ImageIndex = serde_json::from_slice(&top.bytes).map_err(json("image index"))?;
             let chosen =
@@ -356,38 +373,66 @@ async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<
     }
     // The semaphore is never closed; without a permit the layer would merely be fetched at once.
     let _permit = Arc::clone(&store.0.side_by_side).acquire_owned().await.ok();
+    let mut attempt = shared.sources.attempt();
+    loop {
+        match fetch(&shared, &layer, &mut attempt).await {
+            Err(PullError::Layer { source, .. }) if source.is_of_the_content() && attempt.lied() => {
+                log::warn!("layer {}: {source}; another source is asked", layer.blob);
+            }
+            result => return Ok(Ready { index, temporary: Some(result?), _turn: turn }),
+        }
+    }
+}
+
+/// Fetches a layer into a temporary folder, going on from what an earlier attempt has left.
+async fn fetch(shared: &Shared, layer: &LayerPart, attempt: &mut Attempt<'_>) -> Result<Temporary, PullError> {
+    let store = &shared.store;
     let (sender, queue) = mpsc::channel(QUEUE);
+    let (begin, offset) = oneshot::channel();
     let (part, folder) = (layer.clone(), store.temp_path("layer"));
+    let partial = (layer.size >= MIN_PARTIAL).then(|| store.partial_path(&layer.chain_id));
     // The folder belongs to this closure until it is whole: whatever happens, it is removed off the event loop.
     let unpacking = tokio::task::spawn_blocking(move || {
-        let mut temporary = Temporary { folder, received: None };
+        let mut temporary = Temporary { folder, partial, received: None };
         let made = fs::DirBuilder::new().mode(0o700).create(&temporary.folder);
         made.map_err(|source| LayerError::Folder { operation: "make its temporary folder", source })?;
-        temporary.received = Some(receive(queue, &part, &temporary.folder)?);
+        let partial = temporary.partial.as_deref().map(Partial::open).transpose();
+        let partial =
+            partial.map_err(|source| LayerError::Folder { operation: "open its partial download", source })?;
+        temporary.received = Some(receive(Source { partial, begin, queue }, &part, &temporary.folder)?);
         Ok(temporary)
     });
-    let sent = send(&shared, &layer, sender).await;
+    let sent = send(shared, layer, attempt, offset, sender).await;
     let unpacked = unpacking.await.map_err(PullError::Task)?;
     // When the network failed, the unpacking was given up because of it.
     sent?;
-    let temporary = unpacked.map_err(|source| PullError::Layer { layer: layer.blob, source })?;
-    Ok(Ready { index, temporary: Some(temporary), _turn: turn })
+    unpacked.map_err(|source| PullError::Layer { layer: layer.blob, source })
 }
 
-/// Sends a blob into the queue; a transfer that breaks off is continued as long as it makes progress.
-async fn send(shared: &Shared, layer: &LayerPart, queue: mpsc::Sender<Piece>) -> Result<(), PullError> {
-    let mut sent = 0;
-    for attempt in 0.. {
+/// Sends a blob into the queue; a transfer that breaks off is continued where it stopped.
+async fn send(
+    shared: &Shared,
+    layer: &LayerPart,
+    attempt: &mut Attempt<'_>,
+    offset: oneshot::Receiver<u64>,
+    queue: mpsc::Sender<Piece>,
+) -> Result<(), ClientError> {
+    // The receiver is gone only if it has failed, and then it has the better error: here and below.
+    let Ok(mut sent) = offset.await else { return Ok(()) };
+    shared.bytes_done.fetch_add(sent, Ordering::Relaxed);
+    while sent < layer.size {
         let before = sent;
-        match send_from(shared, layer, &queue, &mut sent).await {
+        match send_from(shared, layer, attempt, &queue, &mut sent).await {
             Ok(()) => break,
-            Err(error) if error.is_transient() && sent > before && attempt < MAX_CONTINUED => {
-                log::info!("{error}; continued from byte {sent}");
+            Err(error) => {
+                if sent > before {
+                    attempt.progressed();
+                }
+                attempt.failed(error).await?;
+                log::info!("layer {}: continued from byte {sent} of {}", layer.blob, layer.size);
             }
-            Err(error) => return Err(error.into()),
         }
     }
-    // The receiver is gone only if it has failed, and then it has the better error.
     let _ = queue.send(Piece::End).await;
     Ok(())
 }
@@ -395,10 +440,12 @@ async fn send(shared: &Shared, layer: &LayerPart, queue: mpsc::Sender<Piece>) ->
 async fn send_from(
     shared: &Shared,
     layer: &LayerPart,
+    attempt: &Attempt<'_>,
     queue: &mpsc::Sender<Piece>,
     sent: &mut u64,
 ) -> Result<(), ClientError> {
-    let mut blob = shared.client.blob(&shared.repository, &layer.blob, *sent).await?;
+    let (client, repository) = attempt.source();
+    let mut blob = client.blob(repository, &layer.blob, *sent).await?;
     while let Some(chunk) = blob.chunk().await? {
         let length = chunk.len() as u64;
         if queue.send(Piece::Data(chunk)).await.is_err() {
