@@ -34,10 +34,10 @@ mod seccomp;
 mod spec;
 mod step;
 mod sys;
-mod syscalls;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod user_namespace;
 
 pub use cgroup::{
     BlockEntry, BlockStats, Cgroup, CgroupError, CgroupPath, CpuStats, CpuUsage, HostCgroups, HugePageStats, Limits,
@@ -55,3 +55,4 @@ pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, sta
 pub use seccomp::{SeccompError, default_seccomp};
 pub use spec::default_spec;
 pub use terminal::{Terminal, TerminalError};
+pub use user_namespace::{UserNamespaceError, new_user_namespace};
