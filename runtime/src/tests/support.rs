@@ -32,7 +32,7 @@ pub(crate) struct Ground {
     pub(super) folder: tempfile::TempDir,
     pub(crate) cgroup: Option<Cgroup>,
     /// The cgroup's name below each hierarchy's root.
-    pub(super) name: String,
+    pub(crate) name: String,
     pub(super) extra_lower: Vec<PathBuf>,
     pub(super) network: Option<OwnedFd>,
     pub(super) user: Option<OwnedFd>,
