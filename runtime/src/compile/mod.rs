@@ -3,7 +3,9 @@
 //! Owns the checks of the specification and everything that can be computed before the clone. Must not change the
 //! system: what is opened here is only read or entered later.
 
+mod devices;
 mod filesystem;
+mod mounts;
 
 use crate::cgroup::{Cgroup, CgroupError, HostCgroups};
 use crate::config;
@@ -15,6 +17,7 @@ use crate::process::{self, Ending};
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use oci::LinuxNamespaceType as Kind;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -137,6 +140,8 @@ impl Plan {
             slots: Slots { taken: vec![channel.child.as_raw_fd()], next: 3 },
             root: -1,
             devices: true,
+            device_folder: None,
+            read_only_later: Vec::new(),
             host,
         };
         compiler.namespaces(cgroup, network)?;
@@ -155,10 +160,12 @@ impl Plan {
         compiler.sysctls()?;
         compiler.working_folder(process.cwd())?;
         let hooks = compiler.create_hooks(extras.hooks)?;
+        compiler.make_mounts_read_only();
         compiler.steps.push(Step::PivotRoot { root: compiler.root });
         if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
             compiler.steps.push(Step::ReadOnlyRoot);
         }
+        compiler.root_propagation()?;
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         process::finish(process, seccomp, ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
@@ -225,6 +232,10 @@ struct Compiler<'a> {
     root: i32,
     /// Whether `/dev` is the container's own.
     devices: bool,
+    /// The number at which the child holds the folder of a device outside `/dev`.
+    device_folder: Option<i32>,
+    /// Mounts that are written to before they become read-only: the child's number and the path.
+    read_only_later: Vec<(i32, CString)>,
     /// How the host mounts its cgroups, once somebody has asked.
     host: Option<HostCgroups>,
 }
@@ -378,7 +389,6 @@ fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("linux.mountLabel", text(linux.mount_label())),
         ("linux.uidMappings", mappings(linux.uid_mappings())),
         ("linux.gidMappings", mappings(linux.gid_mappings())),
         ("linux.personality", linux.personality().is_some()),

@@ -7,6 +7,8 @@
 
 mod calls;
 mod clone;
+mod files;
 
 pub(crate) use calls::*;
 pub(crate) use clone::*;
+pub(crate) use files::*;
