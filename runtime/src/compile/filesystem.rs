@@ -5,11 +5,11 @@
 
 use super::{Compiler, PlanError, Root};
 use crate::mounts;
-use crate::oci;
+use crate::oci::LinuxNamespaceType as Kind;
+use crate::plan::StartError;
 use crate::process::c_string;
 use crate::step::{Covers, FilesystemStep, Step, Target};
 use crate::sys::MountAttributes;
-use oci::LinuxNamespaceType as Kind;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -49,22 +49,12 @@ impl Compiler<'_> {
         self.steps.push(Step::Filesystem(step));
     }
 
-    /// Whether the specification asks for a namespace of this kind, new or by path.
-    pub(super) fn has(&self, kind: Kind) -> bool {
-        let list = self.linux().and_then(|linux| linux.namespaces().as_ref());
-        list.into_iter().flatten().any(|namespace| namespace.typ() == kind)
-    }
-
     /// Keeps a descriptor for the child, at a number that is none of the slots.
     pub(super) fn hold(&mut self, fd: OwnedFd) -> Result<i32, PlanError> {
         let fd = match fd.as_raw_fd() >= self.slots.next {
             true => fd,
-            false => rustix::io::fcntl_dupfd_cloexec(&fd, self.slots.next.max(3)).map_err(|source| {
-                PlanError::Descriptor(Box::new(crate::StartError::Caller {
-                    call: "fcntl(F_DUPFD_CLOEXEC)",
-                    source: source.into(),
-                }))
-            })?,
+            false => rustix::io::fcntl_dupfd_cloexec(&fd, self.slots.next.max(3))
+                .map_err(|source| StartError::Caller { call: "fcntl(F_DUPFD_CLOEXEC)", source: source.into() })?,
         };
         let number = fd.as_raw_fd();
         self.slots.taken.push(number);
@@ -208,13 +198,13 @@ impl Compiler<'_> {
         let refused = if name.starts_with("net.") {
             (!self.has_own_network()?).then_some("needs a network namespace that is not the host's")
         } else if IPC_SYSCTLS.contains(&name) || name.starts_with("fs.mqueue.") {
-            (!self.has(Kind::Ipc)).then_some("needs an ipc namespace")
+            (!self.lists(Kind::Ipc)).then_some("needs an ipc namespace")
         } else if name == "kernel.domainname" {
-            (!self.has(Kind::Uts)).then_some("needs a uts namespace")
+            (!self.lists(Kind::Uts)).then_some("needs a uts namespace")
         } else if name == "kernel.hostname" {
             Some("is what the field \"hostname\" is for")
         } else if name.starts_with("user.") {
-            (!self.has(Kind::User)).then_some("needs a user namespace")
+            (!self.lists(Kind::User)).then_some("needs a user namespace")
         } else {
             Some("does not belong to a namespace of this container")
         };

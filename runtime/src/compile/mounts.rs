@@ -11,6 +11,7 @@ use crate::oci;
 use crate::process::c_string;
 use crate::step::{Bind, Filesystem, FilesystemStep, PROC_MAGIC};
 use crate::sys::{self, MountAttributes};
+use crate::user_namespace::new_user_namespace;
 use oci::LinuxNamespaceType as Kind;
 use std::ffi::CString;
 use std::os::fd::AsRawFd;
@@ -49,12 +50,12 @@ impl Compiler<'_> {
         }
         // Without a namespace of its own, what a user namespace may not mount is taken from the host as it is.
         let host = match kind {
-            "proc" => (!self.has(Kind::Pid)).then_some("/proc"),
-            "sysfs" => (!self.has(Kind::Network)).then_some("/sys"),
-            "cgroup" | "cgroup2" => (!self.has(Kind::Cgroup)).then_some("/sys/fs/cgroup"),
+            "proc" => (!self.lists(Kind::Pid)).then_some("/proc"),
+            "sysfs" => (!self.lists(Kind::Network)).then_some("/sys"),
+            "cgroup" | "cgroup2" => (!self.lists(Kind::Cgroup)).then_some("/sys/fs/cgroup"),
             _ => None,
         };
-        if let Some(source) = host.filter(|_| self.has(Kind::User)) {
+        if let Some(source) = host.filter(|_| self.lists(Kind::User)) {
             let mut options = options;
             options.filesystem.clear();
             options.bind = Some(true);
@@ -139,12 +140,22 @@ impl Compiler<'_> {
         self.bind_source(at, source, destination, options, ids)
     }
 
-    /// The user namespace whose mapping the mount gets, if it gets one.
+    /// The user namespace whose mapping the mount gets, and whether what is below gets it too.
     fn mount_ids(&mut self, at: &str, mount: &oci::Mount, options: &Options) -> Result<Option<(i32, bool)>, PlanError> {
-        if options.idmap.is_some() || mount.uid_mappings().is_some() {
-            return Err(PlanError::invalid(at, "idmap", "is not supported"));
+        let users = mount.uid_mappings().as_deref().unwrap_or_default();
+        let groups = mount.gid_mappings().as_deref().unwrap_or_default();
+        if !users.is_empty() && !groups.is_empty() {
+            let namespace = new_user_namespace(users, groups)?;
+            return Ok(Some((self.hold(namespace)?, options.idmap == Some(true))));
         }
-        Ok(None)
+        match (options.idmap, self.user_namespace) {
+            (None, _) => Ok(None),
+            (Some(recursive), Some(namespace)) => Ok(Some((namespace, recursive))),
+            (Some(_), None) => {
+                let reason = "needs uidMappings and gidMappings, here or of a user namespace";
+                Err(PlanError::invalid(format!("{at}.options"), "idmap", reason))
+            }
+        }
     }
 
     /// Clones the source, a path of the host (a relative one counts from the caller's working folder), with all its
@@ -207,7 +218,7 @@ impl Compiler<'_> {
     fn cgroup_mount(&mut self, at: &str, destination: &Path, mut options: Options) -> Result<(), PlanError> {
         let host = self.host.take().map_or_else(host_cgroups, Ok)?;
         options.attributes.set |= libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-        if !self.has(Kind::Cgroup) {
+        if !self.lists(Kind::Cgroup) {
             options.attributes.set |= libc::MOUNT_ATTR_RDONLY;
         }
         let with = |filesystem: &[&str]| Options {

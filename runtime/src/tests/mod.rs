@@ -9,5 +9,6 @@ mod failures;
 mod golden;
 mod life;
 mod mounts;
+mod namespaces;
 mod rights;
 mod support;
