@@ -34,7 +34,6 @@ mod seccomp;
 mod spec;
 mod step;
 mod sys;
-mod syscalls;
 mod terminal;
 #[cfg(test)]
 mod tests;
