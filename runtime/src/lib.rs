@@ -49,6 +49,7 @@ pub use exec::{ExecRequest, exec};
 pub use executable::protect_executable;
 pub use handshake::{bind_start_socket, is_waiting};
 pub use hooks::{HookError, HookState, run_hooks};
+pub use mounts::mount_options;
 pub use network::{NetworkError, new_network};
 pub use oci_spec::runtime as oci;
 pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, start_waiting, wait};

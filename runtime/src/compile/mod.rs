@@ -3,7 +3,9 @@
 //! Owns the checks of the specification and everything that can be computed before the clone. Must not change the
 //! system: what is opened here is only read or entered later.
 
+mod devices;
 mod filesystem;
+mod mounts;
 mod namespaces;
 
 pub(crate) use namespaces::name_of;
@@ -18,6 +20,7 @@ use crate::process::{self, Ending};
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use oci::LinuxNamespaceType as Kind;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -147,6 +150,8 @@ impl Plan {
             root: -1,
             user_namespace: None,
             devices: true,
+            device_folder: None,
+            read_only_later: Vec::new(),
             host,
         };
         compiler.score(process);
@@ -171,9 +176,13 @@ impl Plan {
         compiler.sysctls()?;
         compiler.working_folder(process.cwd())?;
         let hooks = compiler.create_hooks(extras.hooks)?;
+        compiler.make_mounts_read_only();
         compiler.steps.push(compiler.enter_root());
         if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
             compiler.steps.push(Step::ReadOnlyRoot);
+        }
+        if compiler.lists(Kind::Mount) {
+            compiler.root_propagation()?;
         }
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         process::finish(process, seccomp, ending, &mut compiler.steps)?;
@@ -243,6 +252,10 @@ struct Compiler<'a> {
     user_namespace: Option<i32>,
     /// Whether `/dev` is the container's own.
     devices: bool,
+    /// The number at which the child holds the folder of a device outside `/dev`.
+    device_folder: Option<i32>,
+    /// Mounts that are written to before they become read-only: the child's number and the path.
+    read_only_later: Vec<(i32, CString)>,
     /// How the host mounts its cgroups, once somebody has asked.
     host: Option<HostCgroups>,
 }
@@ -332,7 +345,6 @@ fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("linux.mountLabel", text(linux.mount_label())),
         ("linux.personality", linux.personality().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
