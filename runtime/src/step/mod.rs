@@ -4,10 +4,19 @@
 //! not read the specification: whoever compiles a plan has computed every path, number and string.
 
 mod attributes;
+mod copy_up;
+mod device;
 mod filesystem;
+mod hide;
+mod mount;
+mod target;
 
 pub(crate) use attributes::AttributeStep;
-pub(crate) use filesystem::{Bind, Device, Filesystem, FilesystemStep, Target};
+pub(crate) use device::Device;
+pub(crate) use filesystem::FilesystemStep;
+pub(crate) use hide::Covers;
+pub(crate) use mount::{Bind, Filesystem};
+pub(crate) use target::{PROC_MAGIC, Target};
 
 use crate::seccomp::Filter;
 use crate::sys::{self, CloneRequest, Errno, MountAttributes, StringList};

@@ -51,6 +51,10 @@ pub(crate) struct Stat {
     pub(crate) mode: u32,
     /// `st_rdev`.
     pub(crate) device: u64,
+    /// `st_uid`.
+    pub(crate) user: u32,
+    /// `st_gid`.
+    pub(crate) group: u32,
 }
 
 impl Stat {
@@ -77,7 +81,7 @@ pub(crate) fn own(fd: i32) -> OwnedFd {
 }
 
 /// Turns libc's `-1` into the error number.
-fn check(value: libc::c_long) -> Result<usize> {
+pub(super) fn check(value: libc::c_long) -> Result<usize> {
     if value < 0 {
         // SAFETY: the C library's errno location is always valid for the calling thread.
         return Err(Errno(unsafe { *libc::__errno_location() }));
@@ -339,7 +343,7 @@ pub(crate) fn stat(fd: i32) -> Result<Stat> {
     check(libc::c_long::from(unsafe { libc::fstat(fd, buffer.as_mut_ptr()) }))?;
     // SAFETY: all-zero bytes are a valid struct stat, and fstat has filled it.
     let stat = unsafe { buffer.assume_init() };
-    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev })
+    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev, user: stat.st_uid, group: stat.st_gid })
 }
 
 /// Asks whether the caller may execute an open file, by faccessat2(2).

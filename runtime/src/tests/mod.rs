@@ -9,6 +9,7 @@ mod entering;
 mod failures;
 mod golden;
 mod life;
+mod mounts;
 mod namespaces;
 mod rights;
-mod support;
+pub(crate) mod support;
