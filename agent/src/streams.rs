@@ -10,7 +10,7 @@ use std::rc::Rc;
 use rustix::pipe::{PipeFlags, pipe_with};
 use skeg_protocol::message::{Channel, StreamEnd, StreamRequest};
 use skeg_protocol::{Label, Pod, Uid};
-use skeg_runtime::{Cgroup, ExecRequest, Exit, Reaper, Started, Stdio, oci};
+use skeg_runtime::{ExecRequest, Exit, Reaper, Started, Stdio, oci};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
@@ -205,7 +205,7 @@ fn start(
     stdin: bool,
 ) -> Result<(Started, Ends), String> {
     let io = |error: &dyn std::error::Error| chain(error);
-    let cgroup = Cgroup::open(cgroup).map_err(|error| io(&error))?;
+    let cgroup = crate::cgroups::open(cgroup).map_err(|error| io(&error))?;
     let run = |stdio, console| {
         skeg_runtime::exec(ExecRequest {
             target: target.as_fd(),

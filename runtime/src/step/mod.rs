@@ -3,12 +3,23 @@
 //! Owns what each step does with system calls and how it prints. Must not allocate, lock or log while running, and must
 //! not read the specification: whoever compiles a plan has computed every path, number and string.
 
+mod attributes;
+mod copy_up;
+mod device;
 mod filesystem;
+mod hide;
+mod mount;
+mod target;
 mod terminal;
 
-pub(crate) use filesystem::{Bind, Device, Filesystem, FilesystemStep, Target};
+pub(crate) use attributes::AttributeStep;
+pub(crate) use device::Device;
+pub(crate) use filesystem::FilesystemStep;
+pub(crate) use hide::Covers;
+pub(crate) use mount::{Bind, Filesystem};
+pub(crate) use target::{PROC_MAGIC, Target};
 
-use crate::seccomp::Filters;
+use crate::seccomp::Filter;
 use crate::sys::{self, CloneRequest, Errno, MountAttributes, StringList};
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -86,6 +97,7 @@ pub(crate) enum Step {
         value: String,
     },
     Filesystem(FilesystemStep),
+    Attribute(AttributeStep),
     HostName {
         name: String,
     },
@@ -150,7 +162,7 @@ pub(crate) enum Step {
     NoNewPrivileges,
     ResetSignals,
     Seccomp {
-        filters: Arc<Filters>,
+        filter: Arc<Filter>,
     },
     /// Looks whether there is a program to run, while somebody still listens.
     FindCommand {
@@ -189,6 +201,7 @@ impl Step {
             Step::TakeTerminal => sys::take_terminal(0),
             Step::OutOfMemoryScore { value } => write_host_file(c"/proc/self/oom_score_adj", value.as_bytes()),
             Step::Filesystem(step) => step.run(),
+            Step::Attribute(step) => step.run(),
             Step::HostName { name } => sys::set_host_name(name.as_bytes()),
             Step::DomainName { name } => sys::set_domain_name(name.as_bytes()),
             Step::StandardStream { from, onto } => sys::duplicate_onto(*from, *onto, false),
@@ -217,7 +230,7 @@ impl Step {
             }
             Step::NoNewPrivileges => sys::process_control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Step::ResetSignals => sys::reset_signals(),
-            Step::Seccomp { filters } => filters.programs().try_for_each(sys::install_filter),
+            Step::Seccomp { filter } => sys::install_filter(&filter.program, filter.flags).map(drop),
             Step::FindCommand { command } => command.find(),
             Step::Execute { command } => Err(command.execute()),
             #[cfg(test)]
@@ -279,7 +292,8 @@ fn own_stream(stream: i32, user: u32) -> sys::Result<()> {
     if own != libc::S_IFIFO && own != libc::S_IFSOCK && sys::filesystem_kind(stream)? != terminal::DEVPTS_MAGIC {
         return Ok(());
     }
-    match sys::change_owner_of(stream, user) {
+    // The greatest number leaves the group as it is; chown(2).
+    match sys::change_owner_of(stream, user, u32::MAX) {
         // It belongs to somebody outside of the user namespace, or to a read-only filesystem.
         Err(Errno(libc::EPERM | libc::EINVAL | libc::EROFS)) => Ok(()),
         result => result,
@@ -412,6 +426,7 @@ impl fmt::Display for Step {
             Step::TakeTerminal => write!(out, "take the terminal"),
             Step::OutOfMemoryScore { value } => write!(out, "set oom_score_adj {value}"),
             Step::Filesystem(step) => write!(out, "{step}"),
+            Step::Attribute(step) => write!(out, "{step}"),
             Step::HostName { name } => write!(out, "set host name {name}"),
             Step::DomainName { name } => write!(out, "set domain name {name}"),
             Step::StandardStream { onto, .. } => {
@@ -437,7 +452,7 @@ impl fmt::Display for Step {
             Step::Umask { mask } => write!(out, "set umask {mask:04o}"),
             Step::NoNewPrivileges => write!(out, "gain no new privileges"),
             Step::ResetSignals => write!(out, "reset signals"),
-            Step::Seccomp { filters } => write!(out, "install {filters}"),
+            Step::Seccomp { filter } => write!(out, "install {filter}"),
             Step::FindCommand { command } => write!(out, "find {command}"),
             Step::Execute { command } => write!(out, "execute {command}"),
             #[cfg(test)]

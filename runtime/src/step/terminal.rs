@@ -2,7 +2,8 @@
 //!
 //! Owns how it is opened and proved to be one. Must not allocate, lock or log while running.
 
-use super::filesystem::{Target, bind_descriptor};
+use super::device::bind_descriptor;
+use super::target::{Target, move_to_slot};
 use crate::sys::{self, Errno};
 
 /// fstatfs(2)'s magic number of devpts.
@@ -16,16 +17,19 @@ pub(super) fn open(root: i32, master: i32, slave: i32, size: Option<(u16, u16)>)
     if !sys::stat(opened)?.is_character_device(5, 2) || sys::filesystem_kind(opened)? != DEVPTS_MAGIC {
         return Err(Errno(libc::ENODEV));
     }
-    sys::move_descriptor(opened, master)?;
+    move_to_slot(opened, master)?;
     sys::unlock_terminal(master)?;
     if let Some((rows, columns)) = size {
         sys::set_terminal_size(master, rows, columns)?;
     }
     // By the master, not by name: nothing in the container can put another terminal in its place.
-    sys::move_descriptor(sys::open_terminal_peer(master)?, slave)
+    move_to_slot(sys::open_terminal_peer(master)?, slave)
 }
 
 /// Binds the terminal's end onto the container's `/dev/console`, both by descriptor.
 pub(super) fn bind_console(root: i32, target: &Target, slave: i32) -> sys::Result<()> {
-    bind_descriptor(slave, target.open(root)?)
+    let place = target.open(root)?;
+    bind_descriptor(slave, place)?;
+    sys::close(place);
+    Ok(())
 }

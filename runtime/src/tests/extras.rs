@@ -1,11 +1,11 @@
 //! What a command line asks for beyond the specification: consoles, kept descriptors, keyrings, roots without a pivot.
 
+use super::entering::in_a_process_of_its_own;
 use super::support::{Ground, cannot_run, change_process, mount, shell, with_mounts};
 use crate::{Exit, Extras, Limits, StartError, oci, receive_terminal, terminal_pair, wait};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
-use std::process::Command;
 
 fn with_terminal(line: &str) -> oci::Spec {
     change_process(shell(line), |process| {
@@ -116,22 +116,14 @@ fn descriptors_are_kept_from_three_on() {
     if cannot_run() {
         return;
     }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "tests::extras::helper_keeps_descriptors", "--nocapture", "--ignored"])
-        .env("SKEG_TEST_HELPER", "descriptors")
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let Some(text) = in_a_process_of_its_own("tests::extras::descriptors_are_kept_from_three_on") else {
+        return keep_descriptors();
+    };
     assert!(text.contains("kept 0 1 2 3 4 5 three four "), "{text}");
     assert!(text.contains("refused preserve_fds: \"60\" are not all open from 3 on"), "{text}");
 }
 
-#[test]
-#[ignore = "a part of another test, which starts it in a process of its own"]
-fn helper_keeps_descriptors() {
-    if std::env::var_os("SKEG_TEST_HELPER").is_none() {
-        return;
-    }
+fn keep_descriptors() {
     let ground = Ground::new();
     for (onto, word) in [(3, "three"), (4, "four")] {
         fs::write(ground.path(word), word).unwrap();

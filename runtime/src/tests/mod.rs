@@ -2,6 +2,7 @@
 //!
 //! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
 
+mod attributes;
 mod bounds;
 mod containers;
 mod entering;
@@ -9,6 +10,7 @@ mod extras;
 mod failures;
 mod golden;
 mod life;
+mod mounts;
 mod namespaces;
 mod rights;
-mod support;
+pub(crate) mod support;
