@@ -20,6 +20,7 @@ mod link;
 mod local;
 #[allow(dead_code)]
 pub mod logs;
+mod oci;
 mod peer;
 mod ports;
 mod streams;
@@ -103,6 +104,8 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Runs containers as the OCI runtime specification says, for engines such as podman and containerd
+    Oci(oci::Arguments),
     /// Prints the version
     Version,
 }
@@ -132,11 +135,18 @@ impl Place {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if called.file_name().is_some_and(|name| name == "skeg-oci") {
+        return oci::main(&oci::Arguments::parse());
+    }
     // The kernel starts `/init` with words of its own command line, which are not ours.
-    let first = std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init");
+    let first = std::process::id() == 1 && called == Path::new("/init");
     let command =
         if first { Command::Init { config: config::DEFAULT_PATH.into() } } else { Arguments::parse().command };
+    if let Command::Oci(arguments) = &command {
+        return oci::main(arguments);
+    }
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     match run(command) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
         Err(error) => {
