@@ -4,6 +4,7 @@
 
 use crate::cgroup::Cgroup;
 use crate::compile::PlanError;
+use crate::config;
 use crate::oci;
 use crate::plan::{Plan, Reaper, Report, StartError, Started, Stdio};
 use crate::process;
@@ -56,6 +57,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Started, StartError> {
 }
 
 fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
+    config::process("process.", request.process).map_err(PlanError::Rule)?;
     let report = Report::new()?;
     let mut held = Vec::new();
     let mut steps = vec![Step::ClearUmask];

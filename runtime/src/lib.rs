@@ -21,6 +21,7 @@
 mod capabilities;
 mod cgroup;
 mod compile;
+mod config;
 mod exec;
 mod executable;
 mod mounts;
@@ -38,6 +39,7 @@ mod tests;
 
 pub use cgroup::{Cgroup, CgroupError, HostCgroups, Limits, host_cgroups};
 pub use compile::{PlanError, Request, Root};
+pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_process, read_config, read_process};
 pub use exec::{ExecRequest, exec};
 pub use executable::protect_executable;
 pub use network::{NetworkError, new_network};

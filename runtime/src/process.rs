@@ -45,9 +45,6 @@ pub(crate) fn finish(
     steps.push(Step::CloseDescriptors { keep: report.write.as_raw_fd() });
     limits(process, steps);
     let cwd = process.cwd();
-    if !cwd.is_absolute() {
-        return Err(PlanError::invalid("process.cwd", cwd.display().to_string(), "must be an absolute path"));
-    }
     steps.push(Step::WorkingFolder { path: c_string("process.cwd", cwd.as_os_str().as_encoded_bytes())? });
 
     let filters = seccomp.map(seccomp::compile).transpose()?.map(|filters| Step::Seccomp { filters });
@@ -142,11 +139,6 @@ fn credentials(process: &oci::Process, steps: &mut Vec<Step>) -> Result<(), Plan
     }
     steps.push(Step::BoundingSet { keep });
     let user = process.user();
-    for (name, id) in [("uid", user.uid()), ("gid", user.gid())] {
-        if id == u32::MAX {
-            return Err(PlanError::invalid(format!("process.user.{name}"), id.to_string(), "is not a valid id"));
-        }
-    }
     let groups = user.additional_gids().clone().unwrap_or_default();
     steps.push(Step::User { user: user.uid(), group: user.gid(), groups });
     steps.push(Step::Capabilities { effective, permitted, inheritable, ambient });
@@ -158,7 +150,7 @@ fn command(process: &oci::Process) -> Result<Command, PlanError> {
     let no_arguments = Vec::new();
     let arguments = process.args().as_ref().unwrap_or(&no_arguments);
     let Some(name) = arguments.first().filter(|name| !name.is_empty()) else {
-        return Err(PlanError::invalid("process.args", format!("{arguments:?}"), "must name a program"));
+        return Err(PlanError::invalid("process.args", "nothing", "must begin with the program to run"));
     };
     c_string("process.args[0]", name.as_str())?;
     let environment = process.env().as_deref().unwrap_or_default();

@@ -39,9 +39,10 @@ pub(crate) const PEERS: &[Need] = &[
     need("busybox-static", "/bin/busybox"),
     need("util-linux", "unshare"),
 ];
-/// For the tests of a whole fleet and for the QEMU boots.
+/// For the tests of a whole fleet, for those against a real registry, and for the QEMU boots.
 pub(crate) const BOARDS: &[Need] = &[
     need("busybox-static", "busybox"),
+    need("docker-registry", "docker-registry"),
     need("e2fsprogs", "mke2fs"),
     need("file", "file"),
     need("mmdebstrap", "mmdebstrap"),

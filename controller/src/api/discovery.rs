@@ -74,6 +74,9 @@ pub(super) async fn core() -> Json<Value> {
     resources.push(json!({
         "name": "pods/log", "singularName": "", "namespaced": true, "kind": "Pod", "verbs": ["get"],
     }));
+    resources.push(json!({
+        "name": "pods/exec", "singularName": "", "namespaced": true, "kind": "PodExecOptions", "verbs": ["create", "get"],
+    }));
     Json(json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": resources}))
 }
 

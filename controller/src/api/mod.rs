@@ -3,11 +3,13 @@
 
 mod discovery;
 mod error;
+mod exec;
 mod logs;
 mod objects;
 mod patch;
 mod pods;
 mod query;
+mod remote;
 mod table;
 mod tokens;
 mod watch;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
@@ -47,6 +49,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/apis/skeg.dev/v1/jointokens", get(tokens::list).post(tokens::create))
         .route("/openapi/v3", get(discovery::openapi))
         .route("/openapi/v3/{*path}", get(discovery::openapi_paths))
+        .route("/api/v1/namespaces/{namespace}/pods/{name}/exec", any(exec))
         .route("/api/v1/{*path}", any(objects::handle))
         .fallback(nothing)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -62,6 +65,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 async fn nothing(request: Request) -> ApiError {
     ApiError::not_found_path(request.uri().path())
+}
+
+async fn exec(
+    State(app): State<Arc<App>>,
+    Path((namespace, name)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    exec::serve(&app, &namespace, &name, request).await
 }
 
 async fn admin_only(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

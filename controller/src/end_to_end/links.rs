@@ -65,6 +65,25 @@ async fn a_pod_goes_down_to_its_device_and_its_status_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_strangers_keep_no_device_out() {
+    let controller = Controller::start().await;
+    let (known, device) = enrol(&controller, "kiln-7").await;
+    drop(device);
+    controller.until(&node_key("kiln-7"), |node| !is_ready(node)).await;
+    let (address, key) = (controller.address, controller.app.public_key);
+    let mut strangers = Vec::new();
+    for _ in 0..crate::server::GUESTS_OF_ONE {
+        strangers.push(connect(address, key, &identity(), b"http/1.1").await);
+    }
+    // One more of this address is closed, whoever it is: the first that is closed shows that all places are taken.
+    let mut closed = connect(address, key, &identity(), b"http/1.1").await;
+    assert!(matches!(closed.read(&mut [0; 16]).await, Ok(0) | Err(_)));
+    let mut device = open(&controller, &known, hello("kiln-7", None, NOTHING)).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_comes_back_is_sent_only_what_it_lacks() {
     let controller = Controller::start().await;
     controller.name_image("demo", 7);
@@ -224,6 +243,64 @@ async fn logs_flow_from_the_device_within_their_credit() {
     controller.until(&node_key("kiln-7"), |node| !is_ready(node)).await;
     let error = controller.client.send(Method::GET, place, None).await.unwrap_err();
     assert!(is_refusal(&error, "ServiceUnavailable"), "{error}");
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_exec_carries_streams_both_ways_and_the_exit_code() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (_, mut device) = enrol(&controller, "kiln-7").await;
+    controller.create_pod("web").await;
+    device.take_manifest().await;
+    // More than the stream's window, so that credit has to flow both ways.
+    let sent: Vec<u8> = (0..60_000).flat_map(|line| format!("line {line}\n").into_bytes()).collect();
+    let input = controller.folder.path().join("input");
+    std::fs::write(&input, &sent).unwrap();
+    let device = tokio::spawn(async move {
+        let Message::StreamOpen(open) = device.expect().await else { panic!("no stream") };
+        let StreamRequest::Exec { command, stdin: true, tty: false, .. } = open.request else { panic!("no exec") };
+        assert_eq!(command, ["tr", "a-z", "A-Z"]);
+        device.connection.send_stream(open.id, Channel::Stderr, b"careful\n").unwrap();
+        device.flush().await;
+        let mut waiting = Vec::new();
+        let mut ended = false;
+        while !(ended && waiting.is_empty()) {
+            match device.expect().await {
+                Message::StreamData(data) => {
+                    ended |= data.bytes.is_empty();
+                    device.connection.consumed(open.id, data.bytes.len()).unwrap();
+                    waiting.extend(data.bytes.to_ascii_uppercase());
+                }
+                Message::StreamCredit(_) => {}
+                other => panic!("{other:?} on a stream"),
+            }
+            let count = device.connection.send_stream(open.id, Channel::Stdout, &waiting).unwrap();
+            waiting.drain(..count);
+            device.flush().await;
+        }
+        device.connection.close_stream(open.id, StreamEnd::Exited(7)).unwrap();
+        device.flush().await;
+        device
+    });
+    let mut command = tokio::process::Command::new("kubectl");
+    command.args(["exec", "-i", "web", "--", "tr", "a-z", "A-Z"]).kill_on_drop(true);
+    command.env("KUBECONFIG", controller.folder.path().join("data/admin.kubeconfig"));
+    command.env("HOME", controller.folder.path()).stdin(std::fs::File::open(&input).unwrap());
+    match command.output().await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: kubectl is not installed");
+            device.abort();
+        }
+        output => {
+            let output = output.unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(7), "{errors}");
+            assert!(errors.starts_with("careful\n"), "{errors}");
+            assert!(output.stdout == sent.to_ascii_uppercase());
+            drop(device.await.unwrap());
+        }
+    }
     controller.stop().await;
 }
 

@@ -18,6 +18,11 @@ pub(crate) enum Command {
     Open(StreamRequest, oneshot::Sender<Result<Opened, String>>),
     /// So many bytes of a stream were dealt with.
     Consumed(u32, usize),
+    /// Bytes towards a stream's process; none end its standard input. Answered when they are on their way, and dropped
+    /// when the stream is over: whoever waits for that sends no more than the device takes.
+    Input(u32, Vec<u8>, oneshot::Sender<()>),
+    /// A new size of a stream's terminal, in columns and rows.
+    Resize(u32, u16, u16),
     /// Nobody wants a stream any more.
     Cancel(u32),
     /// Ends the session.

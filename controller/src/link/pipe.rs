@@ -1,14 +1,15 @@
 //! Bytes of one stream on their way from a session to whoever reads them. It holds no more than the stream's
 //! credit; the reader's end gives the credit back.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use skeg_protocol::message::StreamEnd;
+use skeg_protocol::message::{Channel, StreamEnd};
 use tokio::sync::Notify;
 
 #[derive(Debug, Default)]
 struct Inner {
-    bytes: Vec<u8>,
+    pieces: VecDeque<(Channel, Vec<u8>)>,
     end: Option<StreamEnd>,
 }
 
@@ -22,8 +23,8 @@ pub(crate) struct Pipe {
 /// What a [`Pipe`] gives.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Piece {
-    /// Bytes, never none.
-    Bytes(Vec<u8>),
+    /// Bytes of one channel, never none.
+    Bytes(Channel, Vec<u8>),
     /// The stream is over.
     End(StreamEnd),
 }
@@ -34,8 +35,14 @@ impl Pipe {
     }
 
     /// Adds bytes. The stream's credit bounds how many there can be.
-    pub(super) fn push(&self, bytes: &[u8]) {
-        self.inner().bytes.extend_from_slice(bytes);
+    pub(super) fn push(&self, channel: Channel, bytes: &[u8]) {
+        let mut inner = self.inner();
+        match inner.pieces.back_mut() {
+            Some((last, piece)) if *last == channel => piece.extend_from_slice(bytes),
+            _ if bytes.is_empty() => {}
+            _ => inner.pieces.push_back((channel, bytes.to_vec())),
+        }
+        drop(inner);
         self.changed.notify_one();
     }
 
@@ -50,8 +57,8 @@ impl Pipe {
         loop {
             {
                 let mut inner = self.inner();
-                if !inner.bytes.is_empty() {
-                    return Piece::Bytes(std::mem::take(&mut inner.bytes));
+                if let Some((channel, bytes)) = inner.pieces.pop_front() {
+                    return Piece::Bytes(channel, bytes);
                 }
                 if let Some(end) = &inner.end {
                     return Piece::End(end.clone());

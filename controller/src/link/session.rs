@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skeg_protocol::limits::{MAX_CONTAINERS, MAX_PODS, MAX_TEXT};
-use skeg_protocol::message::{Held, Hello, StatusUpdate, StreamData, StreamEnd, StreamRequest, Welcome};
+use skeg_protocol::message::{
+    Channel, Held, Hello, StatusUpdate, StreamData, StreamEnd, StreamRequest, StreamResize, Welcome,
+};
 use skeg_protocol::{Connection, LinkError, Message, PodStatus, Uid};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -59,8 +61,9 @@ enum End {
     Store(#[from] StoreError),
 }
 
-/// Serves a device that has proved to hold `key` until the connection ends, and says once why it did.
-pub(crate) async fn serve<S>(app: Arc<App>, key: Key32, peer: IpAddr, stream: S)
+/// Serves a device that has proved to hold `key` until the connection ends, and says once why it did. A device that is
+/// let in gets its place from `settle`, if there is one.
+pub(crate) async fn serve<S, P>(app: Arc<App>, key: Key32, peer: IpAddr, stream: S, settle: impl FnOnce() -> Option<P>)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -79,7 +82,13 @@ where
             log::warn!("device at {peer}: {end}");
             end
         }
-        Ok((admitted, hello)) => attend(&app, &mut link, &key, admitted, hello, peer).await,
+        Ok((admitted, hello)) => match settle() {
+            Some(_place) => attend(&app, &mut link, &key, admitted, hello, peer).await,
+            None => {
+                log::warn!("device at {peer}: no place is left for another device");
+                End::Asked("no place is left")
+            }
+        },
     };
     link.flush().await;
     // The writer ends when its queue does. A device that does not read is cut off by the timeout.
@@ -124,6 +133,7 @@ async fn attend<R: AsyncRead + Unpin>(
         outbox: VecDeque::new(),
         reported: None,
         pipes: HashMap::new(),
+        inputs: HashMap::new(),
     };
     let end = match session.begin(key, &hello, peer) {
         Ok(()) => session.run(link, commands).await.err().unwrap_or(End::Closed),
@@ -263,6 +273,14 @@ struct Session {
     /// Pods that the device says it has; `None` until its first full report.
     reported: Option<BTreeSet<Uid>>,
     pipes: HashMap<u32, Arc<Pipe>>,
+    /// Input of streams that waits for credit.
+    inputs: HashMap<u32, Input>,
+}
+
+/// Bytes towards a process, and who waits for their departure.
+struct Input {
+    bytes: Vec<u8>,
+    done: oneshot::Sender<()>,
 }
 
 impl Session {
@@ -353,16 +371,17 @@ impl Session {
                 self.offer()?;
             }
             Message::StatusUpdate(update) => self.status(update)?,
-            Message::StreamData(StreamData { id, bytes, .. }) => match self.pipes.get(&id) {
-                Some(pipe) => pipe.push(&bytes),
+            Message::StreamData(StreamData { id, channel, bytes }) => match self.pipes.get(&id) {
+                Some(pipe) => pipe.push(channel, &bytes),
                 None => connection.consumed(id, bytes.len())?,
             },
             Message::StreamClose(close) => {
+                self.inputs.remove(&close.id);
                 if let Some(pipe) = self.pipes.remove(&close.id) {
                     pipe.end(close.end);
                 }
             }
-            Message::StreamCredit(_) => {}
+            Message::StreamCredit(credit) => self.feed(connection, credit.id)?,
             other => return Err(End::Rule(format!("a message of kind {} has no place here", other.kind()))),
         }
         Ok(())
@@ -376,12 +395,43 @@ impl Session {
             }
             Command::Open(request, answer) => self.open(connection, request, answer),
             Command::Consumed(id, bytes) => connection.consumed(id, bytes)?,
+            Command::Input(id, bytes, done) => {
+                self.inputs.insert(id, Input { bytes, done });
+                self.feed(connection, id)?;
+            }
+            Command::Resize(id, columns, rows) => {
+                if self.pipes.contains_key(&id) {
+                    connection.send(StreamResize { id, columns, rows })?;
+                }
+            }
             Command::Cancel(id) => {
+                self.inputs.remove(&id);
                 self.pipes.remove(&id);
                 connection.close_stream(id, StreamEnd::Cancelled)?;
             }
             Command::Close(why) => return Err(End::Asked(why)),
         }
+        Ok(())
+    }
+
+    /// Sends what waits for a stream's credit, as far as that goes.
+    fn feed(&mut self, connection: &mut Connection, id: u32) -> Result<(), End> {
+        let Some(mut input) = self.inputs.remove(&id) else { return Ok(()) };
+        if connection.stream_credit(id).is_none() {
+            return Ok(());
+        }
+        if input.bytes.is_empty() {
+            connection.end_stdin(id)?;
+        } else {
+            let sent = connection.send_stream(id, Channel::Stdin, &input.bytes)?;
+            input.bytes.drain(..sent);
+            if !input.bytes.is_empty() {
+                self.inputs.insert(id, input);
+                return Ok(());
+            }
+        }
+        // Whoever waited may have gone.
+        let _ = input.done.send(());
         Ok(())
     }
 

@@ -97,7 +97,9 @@ fn nothing_is_mounted_inside_proc() {
 fn invalid_specifications_are_told_with_place_and_value() {
     let ground = Ground::new();
     let told = |spec| match ground.plan(&spec) {
-        Err(StartError::Plan(error @ (PlanError::Invalid { .. } | PlanError::Path { .. }))) => error.to_string(),
+        Err(StartError::Plan(error @ (PlanError::Invalid { .. } | PlanError::Path { .. } | PlanError::Rule(_)))) => {
+            error.to_string()
+        }
         other => panic!("{other:?}"),
     };
     let with_one = |destination, kind, source, options| {
@@ -109,12 +111,14 @@ fn invalid_specifications_are_told_with_place_and_value() {
     assert_eq!(with_one("/x", "bind", "/no/such", "bind"), "mounts[7].source: cannot use /no/such");
     assert_eq!(with_one("/x", "bind", "no", "bind"), "mounts[7].source: \"no\" must be an absolute path");
     assert!(with_one("/x", "bind", "/etc", "rbind,rshared").starts_with("mounts[7].options: \"shared\" cannot be"));
-    assert_eq!(told(with_arguments(&[])), "process.args: \"[]\" must name a program");
+    let section = "(runtime-spec, config.md, Process)";
+    let empty = format!("process.args: \"\" must begin with the program to run {section}");
+    assert_eq!(told(with_arguments(&[])), empty);
     assert_eq!(told(with_arguments(&["a\0b"])), "process.args[0]: \"a\\0b\" must not contain a NUL byte");
     let relative = change_process(shell("true"), |process| {
         process.set_cwd("x".into());
     });
-    assert_eq!(told(relative), "process.cwd: \"x\" must be an absolute path");
+    assert_eq!(told(relative), format!("process.cwd: \"x\" must be an absolute path {section}"));
     let sysctl = super::support::change_linux(shell("true"), |linux| {
         linux.set_sysctl(Some([("kernel.panic".to_string(), "1".to_string())].into()));
     });

@@ -1,19 +1,15 @@
-//! From a request to a plan: the order of the steps of a container's first process.
+//! The filesystem part of a plan: root, mounts, devices, hidden paths and sysctls.
 //!
-//! Owns the checks of the specification and everything that can be computed before the clone. Must not change the
-//! system: what is opened here is only read or entered later.
+//! Owns what the specification says about files and turns it into [`FilesystemStep`]s. Must not change the system.
 
-use crate::cgroup::{Cgroup, CgroupError, HostCgroups, host_cgroups};
+use super::{Compiler, PlanError, Root};
+use crate::cgroup::host_cgroups;
 use crate::mounts::Options;
 use crate::oci;
-use crate::plan::{Plan, Reaper, Report, StartError, Stdio, above_standard};
-use crate::process::{self, c_string};
-use crate::step::{Bind, Device, Filesystem, Step, Target};
-use crate::sys::CloneRequest;
+use crate::process::c_string;
+use crate::step::{Bind, Device, Filesystem, FilesystemStep, Step, Target};
 use oci::LinuxNamespaceType as Kind;
 use std::ffi::CString;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The kernel's bound on overlay layers.
@@ -21,211 +17,13 @@ const LAYERS_MAXIMUM: usize = 500;
 /// mount(2) takes one page of options, with its final NUL.
 const MOUNT_DATA_MAXIMUM: usize = 4095;
 
-/// What becomes the container's root.
-#[derive(Clone, Debug)]
-pub enum Root {
-    /// An overlay; writes go to `upper`.
-    Overlay {
-        /// Read-only folders, the top one first; at most 500.
-        lower: Vec<PathBuf>,
-        /// Where changes are kept. Must exist.
-        upper: PathBuf,
-        /// The overlay's own folder on the filesystem of `upper`. Must exist.
-        work: PathBuf,
-    },
-    /// A folder, used as it is.
-    Folder(PathBuf),
-}
-
-/// What a plan is made from.
-#[derive(Debug)]
-pub struct Request<'a> {
-    /// The specification. Its `root.path`, `linux.resources` and `linux.cgroupsPath` are the caller's business.
-    pub spec: &'a oci::Spec,
-    /// The root.
-    pub root: &'a Root,
-    /// The cgroup to run in; the caller's own if `None`.
-    pub cgroup: Option<&'a Cgroup>,
-    /// A network namespace to join instead of a new one; counts only if the specification asks for a network namespace.
-    pub network: Option<BorrowedFd<'a>>,
-    /// The standard streams.
-    pub stdio: Stdio,
-    /// Who reaps it.
-    pub reaper: Reaper,
-}
-
-/// Why a plan could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// The specification asks for something impossible or unsafe.
-    #[error("{at}: {value:?} {reason}")]
-    Invalid {
-        /// The place in the specification, as `mounts[3].source`.
-        at: String,
-        /// What stands there.
-        value: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A path of the host that the specification needs cannot be used.
-    #[error("{at}: cannot use {path}")]
-    Path {
-        /// The place in the specification or request.
-        at: String,
-        /// The path.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The cgroup cannot be entered.
-    #[error("cannot use the cgroup")]
-    Cgroup(#[from] CgroupError),
-    /// The seccomp profile is not usable.
-    #[error("linux.seccomp")]
-    Seccomp(#[from] crate::SeccompError),
-    /// The caller's own capabilities cannot be read.
-    #[error("cannot read the capabilities of this process")]
-    Capabilities(#[from] caps::errors::CapsError),
-    /// A descriptor could not be prepared.
-    #[error("cannot prepare a descriptor")]
-    Descriptor(#[source] Box<StartError>),
-}
-
-impl PlanError {
-    pub(crate) fn invalid(at: impl Into<String>, value: impl Into<String>, reason: &'static str) -> PlanError {
-        PlanError::Invalid { at: at.into(), value: value.into(), reason }
-    }
-}
-
-impl Plan {
-    /// Computes the plan for a request. Nothing of the system changes.
-    ///
-    /// # Errors
-    /// [`PlanError`] names the place in the specification and the value.
-    pub fn compile(request: Request<'_>) -> Result<Plan, PlanError> {
-        Plan::compile_on(request, None)
-    }
-
-    /// The same for a host whose cgroups are known already.
-    pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
-        let Request { spec, root, cgroup, network, stdio, reaper } = request;
-        let Some(process) = spec.process() else {
-            return Err(PlanError::invalid("process", "nothing", "must be given"));
-        };
-        unsupported(spec, process)?;
-        let report = Report::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
-        let mut compiler = Compiler {
-            spec,
-            steps: vec![Step::ClearUmask],
-            clone: CloneRequest { namespaces: 0, sibling: reaper == Reaper::CallersParent, cgroup: None },
-            held: Vec::new(),
-            slots: Slots { taken: vec![report.write.as_raw_fd()], next: 3 },
-            root: -1,
-            devices: true,
-            host,
-        };
-        compiler.namespaces(cgroup, network)?;
-        compiler.steps.push(Step::NewSession);
-        compiler.score(process);
-        process::streams(stdio, &mut compiler.steps, &mut compiler.held)?;
-        compiler.slots.taken.extend(compiler.held.iter().map(AsRawFd::as_raw_fd));
-        compiler.root(root)?;
-        compiler.mounts()?;
-        compiler.devices()?;
-        compiler.hidden_paths()?;
-        compiler.names_and_sysctls()?;
-        let cwd = process.cwd();
-        if cwd.is_absolute() && cwd != Path::new("/") {
-            let target = target("process.cwd", cwd, false)?;
-            compiler.steps.push(Step::MakeFolder { root: compiler.root, target });
-        }
-        compiler.steps.push(Step::PivotRoot { root: compiler.root });
-        if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
-            compiler.steps.push(Step::ReadOnlyRoot);
-        }
-        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        process::finish(process, seccomp, &report, &mut compiler.steps)?;
-        let Compiler { steps, clone, held, .. } = compiler;
-        Ok(Plan { steps, clone, held, report })
-    }
-}
-
-/// Puts a child into a cgroup: born there on version 2, by its `tasks` files on version 1.
-pub(crate) fn enter_cgroup(
-    cgroup: &Cgroup,
-    clone: &mut CloneRequest,
-    steps: &mut Vec<Step>,
-    held: &mut Vec<OwnedFd>,
-) -> Result<(), PlanError> {
-    let entry = cgroup.entry()?;
-    let fixed = |fd| above_standard(fd).map_err(|error| PlanError::Descriptor(Box::new(error)));
-    if let Some(folder) = entry.born_in {
-        let folder = fixed(folder)?;
-        clone.cgroup = Some(folder.as_raw_fd());
-        held.push(folder);
-    }
-    for (tasks, path) in entry.tasks {
-        let tasks = fixed(tasks)?;
-        steps.push(Step::JoinCgroup { tasks: tasks.as_raw_fd(), path: path.display().to_string() });
-        held.push(tasks);
-    }
-    Ok(())
-}
-
-/// Descriptor numbers that the child opens at, chosen so that they meet none that the plan holds.
-struct Slots {
-    taken: Vec<i32>,
-    next: i32,
-}
-
-impl Slots {
-    fn take(&mut self) -> i32 {
-        while self.taken.contains(&self.next) {
-            self.next += 1;
-        }
-        self.next += 1;
-        self.next - 1
-    }
-}
-
-/// The state of one compilation.
-struct Compiler<'a> {
-    spec: &'a oci::Spec,
-    steps: Vec<Step>,
-    clone: CloneRequest,
-    held: Vec<OwnedFd>,
-    slots: Slots,
-    /// The number at which the child holds the root.
-    root: i32,
-    /// Whether `/dev` is the container's own.
-    devices: bool,
-    /// How the host mounts its cgroups, once somebody has asked.
-    host: Option<HostCgroups>,
-}
-
 impl Compiler<'_> {
-    fn linux(&self) -> Option<&oci::Linux> {
-        self.spec.linux().as_ref()
+    fn step(&mut self, step: FilesystemStep) {
+        self.steps.push(Step::Filesystem(step));
     }
 
-    fn namespaces(&mut self, cgroup: Option<&Cgroup>, network: Option<BorrowedFd<'_>>) -> Result<(), PlanError> {
-        if let Some(cgroup) = cgroup {
-            enter_cgroup(cgroup, &mut self.clone, &mut self.steps, &mut self.held)?;
-        }
-        let list = self.linux().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
-        let mut seen: Vec<Kind> = Vec::new();
-        for (index, namespace) in list.iter().enumerate() {
-            let at = format!("linux.namespaces[{index}]");
-            if seen.contains(&namespace.typ()) {
-                return Err(PlanError::invalid(at, namespace.typ().to_string(), "is there twice"));
-            }
-            seen.push(namespace.typ());
-            self.namespace(&at, namespace, network)?;
-        }
-        if !seen.contains(&Kind::Mount) {
-            return Err(PlanError::invalid("linux.namespaces", "without mount", "must have a mount namespace"));
-        }
+    /// How mounts of the host reach the container.
+    pub(super) fn propagation(&mut self) -> Result<(), PlanError> {
         let propagation = self.linux().and_then(|linux| linux.rootfs_propagation().clone());
         let propagation = propagation.as_deref().unwrap_or("private");
         if !matches!(propagation, "" | "private" | "rprivate" | "slave" | "rslave") {
@@ -234,73 +32,15 @@ impl Compiler<'_> {
         let is_slave = |option: &String| matches!(option.as_str(), "slave" | "rslave");
         let options = self.spec.mounts().iter().flatten().flat_map(|mount| mount.options().iter().flatten());
         let slave = propagation.ends_with("slave") || options.into_iter().any(is_slave);
-        self.steps.push(if slave {
-            Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC, name: "slave" }
+        self.step(if slave {
+            FilesystemStep::Propagation { flags: libc::MS_SLAVE | libc::MS_REC, name: "slave" }
         } else {
-            Step::Propagation { flags: libc::MS_PRIVATE | libc::MS_REC, name: "private" }
+            FilesystemStep::Propagation { flags: libc::MS_PRIVATE | libc::MS_REC, name: "private" }
         });
         Ok(())
     }
 
-    fn namespace(
-        &mut self,
-        at: &str,
-        namespace: &oci::LinuxNamespace,
-        network: Option<BorrowedFd<'_>>,
-    ) -> Result<(), PlanError> {
-        let (name, flag) = match namespace.typ() {
-            Kind::Mount => ("mount", libc::CLONE_NEWNS),
-            Kind::Pid => ("pid", libc::CLONE_NEWPID),
-            Kind::Uts => ("uts", libc::CLONE_NEWUTS),
-            Kind::Ipc => ("ipc", libc::CLONE_NEWIPC),
-            Kind::Network => ("network", libc::CLONE_NEWNET),
-            // A cgroup namespace is rooted where its maker is: it is made after the child has joined its cgroup.
-            Kind::Cgroup => ("cgroup", libc::CLONE_NEWCGROUP),
-            kind @ (Kind::User | Kind::Time) => {
-                return Err(PlanError::invalid(format!("{at}.type"), kind.to_string(), "namespaces are not supported"));
-            }
-        };
-        let given = network.filter(|_| namespace.typ() == Kind::Network);
-        let handle = match (given, namespace.path()) {
-            (Some(fd), _) => Some(fd.try_clone_to_owned().map_err(|source| PlanError::Path {
-                at: "network".into(),
-                path: "the given descriptor".into(),
-                source,
-            })?),
-            (None, Some(path)) if matches!(namespace.typ(), Kind::Pid | Kind::Mount) => {
-                let reason = "cannot be joined by path; use exec to enter a container";
-                return Err(PlanError::invalid(format!("{at}.path"), path.display().to_string(), reason));
-            }
-            (None, Some(path)) => Some(OwnedFd::from(std::fs::File::open(path).map_err(|source| PlanError::Path {
-                at: format!("{at}.path"),
-                path: path.clone(),
-                source,
-            })?)),
-            (None, None) => None,
-        };
-        if let Some(handle) = handle {
-            let handle = above_standard(handle).map_err(|error| PlanError::Descriptor(Box::new(error)))?;
-            let name = format!("the given {name} namespace");
-            self.steps.push(Step::JoinNamespace { fd: handle.as_raw_fd(), kinds: flag, name });
-            self.held.push(handle);
-        } else if flag == libc::CLONE_NEWCGROUP {
-            self.steps.push(Step::Unshare { kinds: flag, name });
-        } else {
-            self.clone.namespaces |= flag as u64;
-            if flag == libc::CLONE_NEWNET {
-                self.steps.push(Step::LoopbackUp);
-            }
-        }
-        Ok(())
-    }
-
-    fn score(&mut self, process: &oci::Process) {
-        if let Some(value) = process.oom_score_adj() {
-            self.steps.push(Step::OutOfMemoryScore { value: value.to_string() });
-        }
-    }
-
-    fn root(&mut self, root: &Root) -> Result<(), PlanError> {
+    pub(super) fn root(&mut self, root: &Root) -> Result<(), PlanError> {
         let path_string = |at: &str, path: &Path| {
             if !path.is_absolute() {
                 return Err(PlanError::invalid(at, path.display().to_string(), "must be an absolute path"));
@@ -310,7 +50,7 @@ impl Compiler<'_> {
         let place = match root {
             Root::Folder(path) => {
                 let path = path_string("root", path)?;
-                self.steps.push(Step::BindRoot { path: path.clone() });
+                self.step(FilesystemStep::BindRoot { path: path.clone() });
                 path
             }
             Root::Overlay { lower, upper, work } => {
@@ -335,22 +75,22 @@ impl Compiler<'_> {
                 // The overlay covers its own upper folder, in the child's mount namespace only: a place that is always
                 // there and that nobody else sees change.
                 let target = c_string("root.upper", upper.to_string())?;
-                self.steps.push(Step::MountOverlay { data, target, layers: lower.len(), upper: place.clone() });
+                self.step(FilesystemStep::MountOverlay { data, target, layers: lower.len(), upper: place.clone() });
                 place
             }
         };
         self.root = self.slots.take();
-        self.steps.push(Step::OpenRoot { path: place, slot: self.root });
+        self.step(FilesystemStep::OpenRoot { path: place, slot: self.root });
         Ok(())
     }
 
     fn open_layer(&mut self, path: CString) -> i32 {
         let slot = self.slots.take();
-        self.steps.push(Step::OpenLayer { path, slot });
+        self.step(FilesystemStep::OpenLayer { path, slot });
         slot
     }
 
-    fn mounts(&mut self) -> Result<(), PlanError> {
+    pub(super) fn mounts(&mut self) -> Result<(), PlanError> {
         let mounts = self.spec.mounts().clone().unwrap_or_default();
         for (index, mount) in mounts.iter().enumerate() {
             self.mount(&format!("mounts[{index}]"), mount)?;
@@ -381,7 +121,7 @@ impl Compiler<'_> {
             flags: options.flags,
             data: data(at, &options)?,
         };
-        self.steps.push(Step::Mount { root: self.root, target, filesystem });
+        self.step(FilesystemStep::Mount { root: self.root, target, filesystem });
         Ok(())
     }
 
@@ -413,7 +153,7 @@ impl Compiler<'_> {
             recursive_attributes: options.recursive_attributes,
         };
         let target = target(&format!("{at}.destination"), mount.destination(), !metadata.is_dir())?;
-        self.steps.push(Step::BindMount { root: self.root, target, bind });
+        self.step(FilesystemStep::BindMount { root: self.root, target, bind });
         Ok(())
     }
 
@@ -429,7 +169,7 @@ impl Compiler<'_> {
                 flags,
                 data: data.map(|data| c_string(&at, data)).transpose()?,
             };
-            self.steps.push(Step::Mount { root: self.root, target: target(&at, place, false)?, filesystem });
+            self.step(FilesystemStep::Mount { root: self.root, target: target(&at, place, false)?, filesystem });
             Ok::<(), PlanError>(())
         };
         let version_one: Vec<String> = host.version_one().collect();
@@ -442,17 +182,17 @@ impl Compiler<'_> {
             push(&destination.join(folder), "cgroup", flags, Some(controllers))?;
         }
         let path = target(&at, destination, false)?.path;
-        self.steps.push(Step::ReadOnlyPath { root: self.root, path });
+        self.step(FilesystemStep::ReadOnlyPath { root: self.root, path });
         Ok(())
     }
 
     /// The default devices and links of the OCI runtime specification, and those that the specification adds.
-    fn devices(&mut self) -> Result<(), PlanError> {
+    pub(super) fn devices(&mut self) -> Result<(), PlanError> {
         if !self.devices {
             return Ok(());
         }
         let folder = target("/dev", Path::new("/dev"), false)?;
-        self.steps.push(Step::MakeFolder { root: self.root, target: folder });
+        self.step(FilesystemStep::MakeFolder { root: self.root, target: folder });
         let defaults =
             [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
         for (name, major, minor) in defaults {
@@ -487,7 +227,7 @@ impl Compiler<'_> {
         for (name, points_to) in links.into_iter().chain([("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")]) {
             let folder = target("/dev", Path::new("/dev"), false)?;
             let (name, points_to) = (c_string("/dev", name)?, c_string("/dev", points_to)?);
-            self.steps.push(Step::MakeSymlink { root: self.root, folder, name, points_to });
+            self.step(FilesystemStep::MakeSymlink { root: self.root, folder, name, points_to });
         }
         Ok(())
     }
@@ -506,43 +246,40 @@ impl Compiler<'_> {
         let target = target(at, path, true)?;
         if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("/dev")) {
             let target = self::target(at, folder, false)?;
-            self.steps.push(Step::MakeFolder { root: self.root, target });
+            self.step(FilesystemStep::MakeFolder { root: self.root, target });
         }
         let host_path = c_string(at, path.as_os_str().as_encoded_bytes())?;
         let device = Device { target, host_path, mode, major, minor, user, group };
-        self.steps.push(Step::MakeDevice { root: self.root, device });
+        self.step(FilesystemStep::MakeDevice { root: self.root, device });
         Ok(())
     }
 
-    fn hidden_paths(&mut self) -> Result<(), PlanError> {
+    /// Makes the working folder if the image has none.
+    pub(super) fn working_folder(&mut self, path: &Path) -> Result<(), PlanError> {
+        if path.is_absolute() && path != Path::new("/") {
+            let target = target("process.cwd", path, false)?;
+            self.step(FilesystemStep::MakeFolder { root: self.root, target });
+        }
+        Ok(())
+    }
+
+    pub(super) fn hidden_paths(&mut self) -> Result<(), PlanError> {
         let Some(linux) = self.spec.linux() else { return Ok(()) };
         // Read-only first: a mask inside a read-only path must stay on top.
         for (index, path) in linux.readonly_paths().iter().flatten().enumerate() {
             let at = format!("linux.readonlyPaths[{index}]");
             let path = target(&at, Path::new(path), false)?.path;
-            self.steps.push(Step::ReadOnlyPath { root: self.root, path });
+            self.step(FilesystemStep::ReadOnlyPath { root: self.root, path });
         }
         for (index, path) in linux.masked_paths().iter().flatten().enumerate() {
             let at = format!("linux.maskedPaths[{index}]");
             let path = target(&at, Path::new(path), false)?.path;
-            self.steps.push(Step::Mask { root: self.root, path });
+            self.step(FilesystemStep::Mask { root: self.root, path });
         }
         Ok(())
     }
 
-    fn names_and_sysctls(&mut self) -> Result<(), PlanError> {
-        let own_uts = self.clone.namespaces & libc::CLONE_NEWUTS as u64 != 0;
-        let names = [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())];
-        for (at, name) in names {
-            let Some(name) = name.clone().filter(|name| !name.is_empty()) else { continue };
-            if !own_uts {
-                return Err(PlanError::invalid(at, name, "needs a new uts namespace"));
-            }
-            if name.len() > 64 {
-                return Err(PlanError::invalid(at, name, "is longer than 64 bytes"));
-            }
-            self.steps.push(if at == "hostname" { Step::HostName { name } } else { Step::DomainName { name } });
-        }
+    pub(super) fn sysctls(&mut self) -> Result<(), PlanError> {
         let sysctls = self.linux().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
         let mut sysctls: Vec<_> = sysctls.into_iter().collect();
         sysctls.sort();
@@ -565,7 +302,7 @@ impl Compiler<'_> {
         if !plain || !allowed {
             return Err(PlanError::invalid(at, value, "does not belong to a namespace of this container"));
         }
-        self.steps.push(Step::Sysctl { path: c_string(&at, format!("sys/{path}"))?, value });
+        self.step(FilesystemStep::Sysctl { path: c_string(&at, format!("sys/{path}"))?, value });
         Ok(())
     }
 }
@@ -613,35 +350,6 @@ fn target(at: &str, path: &Path, file: bool) -> Result<Target, PlanError> {
     Ok(Target { path: whole.clone(), parts, file, strict })
 }
 
-/// Refuses what would silently make a container less confined, or other, than its specification says.
-fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
-    let default = oci::Linux::default();
-    let linux = spec.linux().as_ref().unwrap_or(&default);
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci::Hooks::default());
-    let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    let mappings = |list: &Option<Vec<oci::LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let asked = [
-        ("process.apparmorProfile", text(process.apparmor_profile())),
-        ("process.selinuxLabel", text(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("linux.mountLabel", text(linux.mount_label())),
-        ("linux.uidMappings", mappings(linux.uid_mappings())),
-        ("linux.gidMappings", mappings(linux.gid_mappings())),
-        ("linux.personality", linux.personality().is_some()),
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
-        ("hooks", hooks),
-    ];
-    match asked.iter().find(|(_, asked)| *asked) {
-        Some((at, _)) => Err(PlanError::invalid(*at, "a value", "is not supported; leave it out")),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -659,11 +367,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn slots_meet_no_descriptor_in_use() {
-        let mut slots = Slots { taken: vec![4, 5, 7], next: 3 };
-        assert_eq!([slots.take(), slots.take(), slots.take()], [3, 6, 8]);
     }
 }

@@ -1,0 +1,340 @@
+//! From a request to a plan: the order of the steps of a container's first process.
+//!
+//! Owns the checks of the specification and everything that can be computed before the clone. Must not change the
+//! system: what is opened here is only read or entered later.
+
+mod filesystem;
+
+use crate::cgroup::{Cgroup, CgroupError, HostCgroups};
+use crate::config;
+use crate::oci;
+use crate::plan::{Plan, Reaper, Report, StartError, Stdio, above_standard};
+use crate::process;
+use crate::step::Step;
+use crate::sys::CloneRequest;
+use oci::LinuxNamespaceType as Kind;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// What becomes the container's root.
+#[derive(Clone, Debug)]
+pub enum Root {
+    /// An overlay; writes go to `upper`.
+    Overlay {
+        /// Read-only folders, the top one first; at most 500.
+        lower: Vec<PathBuf>,
+        /// Where changes are kept. Must exist.
+        upper: PathBuf,
+        /// The overlay's own folder on the filesystem of `upper`. Must exist.
+        work: PathBuf,
+    },
+    /// A folder, used as it is.
+    Folder(PathBuf),
+}
+
+/// What a plan is made from.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The specification. Its `root.path`, `linux.resources` and `linux.cgroupsPath` are the caller's business.
+    pub spec: &'a oci::Spec,
+    /// The root.
+    pub root: &'a Root,
+    /// The cgroup to run in; the caller's own if `None`.
+    pub cgroup: Option<&'a Cgroup>,
+    /// A network namespace to join instead of a new one; counts only if the specification asks for a network namespace.
+    pub network: Option<BorrowedFd<'a>>,
+    /// The standard streams.
+    pub stdio: Stdio,
+    /// Who reaps it.
+    pub reaper: Reaper,
+}
+
+/// Why a plan could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The specification asks for something impossible or unsafe.
+    #[error("{at}: {value:?} {reason}")]
+    Invalid {
+        /// The place in the specification, as `mounts[3].source`.
+        at: String,
+        /// What stands there.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A rule of the runtime specification is broken.
+    #[error(transparent)]
+    Rule(#[from] crate::Violation),
+    /// A path of the host that the specification needs cannot be used.
+    #[error("{at}: cannot use {path}")]
+    Path {
+        /// The place in the specification or request.
+        at: String,
+        /// The path.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The cgroup cannot be entered.
+    #[error("cannot use the cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// The seccomp profile is not usable.
+    #[error("linux.seccomp")]
+    Seccomp(#[from] crate::SeccompError),
+    /// The caller's own capabilities cannot be read.
+    #[error("cannot read the capabilities of this process")]
+    Capabilities(#[from] caps::errors::CapsError),
+    /// A descriptor could not be prepared.
+    #[error("cannot prepare a descriptor")]
+    Descriptor(#[source] Box<StartError>),
+}
+
+impl PlanError {
+    pub(crate) fn invalid(at: impl Into<String>, value: impl Into<String>, reason: &'static str) -> PlanError {
+        PlanError::Invalid { at: at.into(), value: value.into(), reason }
+    }
+}
+
+impl Plan {
+    /// Computes the plan for a request. Nothing of the system changes.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the place in the specification and the value.
+    pub fn compile(request: Request<'_>) -> Result<Plan, PlanError> {
+        Plan::compile_on(request, None)
+    }
+
+    /// The same for a host whose cgroups are known already.
+    pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
+        let Request { spec, root, cgroup, network, stdio, reaper } = request;
+        config::check(spec)?;
+        let Some(process) = spec.process() else {
+            return Err(PlanError::invalid("process", "nothing", "must be given"));
+        };
+        unsupported(spec, process)?;
+        let report = Report::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
+        let mut compiler = Compiler {
+            spec,
+            steps: vec![Step::ClearUmask],
+            clone: CloneRequest { namespaces: 0, sibling: reaper == Reaper::CallersParent, cgroup: None },
+            held: Vec::new(),
+            slots: Slots { taken: vec![report.write.as_raw_fd()], next: 3 },
+            root: -1,
+            devices: true,
+            host,
+        };
+        compiler.namespaces(cgroup, network)?;
+        compiler.propagation()?;
+        compiler.steps.push(Step::NewSession);
+        compiler.score(process);
+        process::streams(stdio, &mut compiler.steps, &mut compiler.held)?;
+        compiler.slots.taken.extend(compiler.held.iter().map(AsRawFd::as_raw_fd));
+        compiler.root(root)?;
+        compiler.mounts()?;
+        compiler.devices()?;
+        compiler.hidden_paths()?;
+        compiler.names()?;
+        compiler.sysctls()?;
+        compiler.working_folder(process.cwd())?;
+        compiler.steps.push(Step::PivotRoot { root: compiler.root });
+        if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
+            compiler.steps.push(Step::ReadOnlyRoot);
+        }
+        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        process::finish(process, seccomp, &report, &mut compiler.steps)?;
+        let Compiler { steps, clone, held, .. } = compiler;
+        Ok(Plan { steps, clone, held, report })
+    }
+}
+
+/// Puts a child into a cgroup: born there on version 2, by its `tasks` files on version 1.
+pub(crate) fn enter_cgroup(
+    cgroup: &Cgroup,
+    clone: &mut CloneRequest,
+    steps: &mut Vec<Step>,
+    held: &mut Vec<OwnedFd>,
+) -> Result<(), PlanError> {
+    let entry = cgroup.entry()?;
+    let fixed = |fd| above_standard(fd).map_err(|error| PlanError::Descriptor(Box::new(error)));
+    if let Some(folder) = entry.born_in {
+        let folder = fixed(folder)?;
+        clone.cgroup = Some(folder.as_raw_fd());
+        held.push(folder);
+    }
+    for (tasks, path) in entry.tasks {
+        let tasks = fixed(tasks)?;
+        steps.push(Step::JoinCgroup { tasks: tasks.as_raw_fd(), path: path.display().to_string() });
+        held.push(tasks);
+    }
+    Ok(())
+}
+
+/// Descriptor numbers that the child opens at, chosen so that they meet none that the plan holds.
+struct Slots {
+    taken: Vec<i32>,
+    next: i32,
+}
+
+impl Slots {
+    fn take(&mut self) -> i32 {
+        while self.taken.contains(&self.next) {
+            self.next += 1;
+        }
+        self.next += 1;
+        self.next - 1
+    }
+}
+
+/// The state of one compilation.
+struct Compiler<'a> {
+    spec: &'a oci::Spec,
+    steps: Vec<Step>,
+    clone: CloneRequest,
+    held: Vec<OwnedFd>,
+    slots: Slots,
+    /// The number at which the child holds the root.
+    root: i32,
+    /// Whether `/dev` is the container's own.
+    devices: bool,
+    /// How the host mounts its cgroups, once somebody has asked.
+    host: Option<HostCgroups>,
+}
+
+impl Compiler<'_> {
+    fn linux(&self) -> Option<&oci::Linux> {
+        self.spec.linux().as_ref()
+    }
+
+    fn namespaces(&mut self, cgroup: Option<&Cgroup>, network: Option<BorrowedFd<'_>>) -> Result<(), PlanError> {
+        if let Some(cgroup) = cgroup {
+            enter_cgroup(cgroup, &mut self.clone, &mut self.steps, &mut self.held)?;
+        }
+        let list = self.linux().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
+        let mut seen: Vec<Kind> = Vec::new();
+        for (index, namespace) in list.iter().enumerate() {
+            let at = format!("linux.namespaces[{index}]");
+            seen.push(namespace.typ());
+            self.namespace(&at, namespace, network)?;
+        }
+        if !seen.contains(&Kind::Mount) {
+            return Err(PlanError::invalid("linux.namespaces", "without mount", "must have a mount namespace"));
+        }
+        Ok(())
+    }
+
+    fn namespace(
+        &mut self,
+        at: &str,
+        namespace: &oci::LinuxNamespace,
+        network: Option<BorrowedFd<'_>>,
+    ) -> Result<(), PlanError> {
+        let (name, flag) = match namespace.typ() {
+            Kind::Mount => ("mount", libc::CLONE_NEWNS),
+            Kind::Pid => ("pid", libc::CLONE_NEWPID),
+            Kind::Uts => ("uts", libc::CLONE_NEWUTS),
+            Kind::Ipc => ("ipc", libc::CLONE_NEWIPC),
+            Kind::Network => ("network", libc::CLONE_NEWNET),
+            // A cgroup namespace is rooted where its maker is: it is made after the child has joined its cgroup.
+            Kind::Cgroup => ("cgroup", libc::CLONE_NEWCGROUP),
+            kind @ (Kind::User | Kind::Time) => {
+                return Err(PlanError::invalid(format!("{at}.type"), kind.to_string(), "namespaces are not supported"));
+            }
+        };
+        let given = network.filter(|_| namespace.typ() == Kind::Network);
+        let handle = match (given, namespace.path()) {
+            (Some(fd), _) => Some(fd.try_clone_to_owned().map_err(|source| PlanError::Path {
+                at: "network".into(),
+                path: "the given descriptor".into(),
+                source,
+            })?),
+            (None, Some(path)) if matches!(namespace.typ(), Kind::Pid | Kind::Mount) => {
+                let reason = "cannot be joined by path; use exec to enter a container";
+                return Err(PlanError::invalid(format!("{at}.path"), path.display().to_string(), reason));
+            }
+            (None, Some(path)) => Some(OwnedFd::from(std::fs::File::open(path).map_err(|source| PlanError::Path {
+                at: format!("{at}.path"),
+                path: path.clone(),
+                source,
+            })?)),
+            (None, None) => None,
+        };
+        if let Some(handle) = handle {
+            let handle = above_standard(handle).map_err(|error| PlanError::Descriptor(Box::new(error)))?;
+            let name = format!("the given {name} namespace");
+            self.steps.push(Step::JoinNamespace { fd: handle.as_raw_fd(), kinds: flag, name });
+            self.held.push(handle);
+        } else if flag == libc::CLONE_NEWCGROUP {
+            self.steps.push(Step::Unshare { kinds: flag, name });
+        } else {
+            self.clone.namespaces |= flag as u64;
+            if flag == libc::CLONE_NEWNET {
+                self.steps.push(Step::LoopbackUp);
+            }
+        }
+        Ok(())
+    }
+
+    fn score(&mut self, process: &oci::Process) {
+        if let Some(value) = process.oom_score_adj() {
+            self.steps.push(Step::OutOfMemoryScore { value: value.to_string() });
+        }
+    }
+
+    fn names(&mut self) -> Result<(), PlanError> {
+        let own_uts = self.clone.namespaces & libc::CLONE_NEWUTS as u64 != 0;
+        let names = [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())];
+        for (at, name) in names {
+            let Some(name) = name.clone().filter(|name| !name.is_empty()) else { continue };
+            if !own_uts {
+                return Err(PlanError::invalid(at, name, "needs a new uts namespace"));
+            }
+            if name.len() > 64 {
+                return Err(PlanError::invalid(at, name, "is longer than 64 bytes"));
+            }
+            self.steps.push(if at == "hostname" { Step::HostName { name } } else { Step::DomainName { name } });
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what would silently make a container less confined, or other, than its specification says.
+fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
+    let default = oci::Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&default);
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci::Hooks::default());
+    let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
+    let mappings = |list: &Option<Vec<oci::LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let asked = [
+        ("process.apparmorProfile", text(process.apparmor_profile())),
+        ("process.selinuxLabel", text(process.selinux_label())),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ("linux.mountLabel", text(linux.mount_label())),
+        ("linux.uidMappings", mappings(linux.uid_mappings())),
+        ("linux.gidMappings", mappings(linux.gid_mappings())),
+        ("linux.personality", linux.personality().is_some()),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
+        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
+        ("hooks", hooks),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some((at, _)) => Err(PlanError::invalid(*at, "a value", "is not supported; leave it out")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_meet_no_descriptor_in_use() {
+        let mut slots = Slots { taken: vec![4, 5, 7], next: 3 };
+        assert_eq!([slots.take(), slots.take(), slots.take()], [3, 6, 8]);
+    }
+}

@@ -1,0 +1,288 @@
+//! The steps of a plan, and how a child walks them.
+//!
+//! Owns what each step does with system calls and how it prints. Must not allocate, lock or log while running, and must
+//! not read the specification: whoever compiles a plan has computed every path, number and string.
+
+mod filesystem;
+
+pub(crate) use filesystem::{Bind, Device, Filesystem, FilesystemStep, Target};
+
+use crate::seccomp::Filters;
+use crate::sys::{self, Errno, MountAttributes, StringList};
+use std::ffi::{CStr, CString};
+use std::fmt;
+use std::sync::Arc;
+
+/// The program to run, ready for execve(2).
+pub(crate) struct Command {
+    pub(crate) name: String,
+    pub(crate) search: String,
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) arguments: StringList,
+    pub(crate) environment: StringList,
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Command({})", self.name)
+    }
+}
+
+/// One prepared step. The child runs them in order and stops at the first that fails.
+#[derive(Debug)]
+pub(crate) enum Step {
+    ClearUmask,
+    JoinCgroup {
+        tasks: i32,
+        path: String,
+    },
+    Unshare {
+        kinds: i32,
+        name: &'static str,
+    },
+    JoinNamespace {
+        fd: i32,
+        kinds: i32,
+        name: String,
+    },
+    LoopbackUp,
+    NewSession,
+    TakeTerminal,
+    OutOfMemoryScore {
+        value: String,
+    },
+    Filesystem(FilesystemStep),
+    HostName {
+        name: String,
+    },
+    DomainName {
+        name: String,
+    },
+    StandardStream {
+        from: i32,
+        onto: i32,
+    },
+    PivotRoot {
+        root: i32,
+    },
+    CloseDescriptors {
+        keep: i32,
+    },
+    ReadOnlyRoot,
+    ResourceLimit {
+        name: String,
+        resource: u32,
+        soft: u64,
+        hard: u64,
+    },
+    WorkingFolder {
+        path: CString,
+    },
+    BoundingSet {
+        keep: u64,
+    },
+    User {
+        user: u32,
+        group: u32,
+        groups: Vec<u32>,
+    },
+    Capabilities {
+        effective: u64,
+        permitted: u64,
+        inheritable: u64,
+        ambient: u64,
+    },
+    Umask {
+        mask: u32,
+    },
+    NoNewPrivileges,
+    ResetSignals,
+    Seccomp {
+        filters: Arc<Filters>,
+    },
+    Execute {
+        command: Command,
+    },
+    /// A step that always fails; tests put it anywhere to see what is left behind.
+    #[cfg(test)]
+    Fail,
+}
+
+impl Step {
+    /// Carries the step out. Runs in the child: system calls only.
+    pub(crate) fn run(&self) -> sys::Result<()> {
+        match self {
+            Step::ClearUmask => {
+                sys::set_umask(0);
+                Ok(())
+            }
+            // A 0 written to `tasks` moves the writer; `cgroup.procs` would wait for an RCU grace period.
+            Step::JoinCgroup { tasks, .. } => sys::write(*tasks, b"0").map(drop),
+            Step::Unshare { kinds, .. } => sys::unshare(*kinds),
+            Step::JoinNamespace { fd, kinds, .. } => sys::join_namespace(*fd, *kinds),
+            Step::LoopbackUp => sys::bring_loopback_up(),
+            Step::NewSession => sys::new_session(),
+            Step::TakeTerminal => sys::take_terminal(0),
+            Step::OutOfMemoryScore { value } => write_host_file(c"/proc/self/oom_score_adj", value.as_bytes()),
+            Step::Filesystem(step) => step.run(),
+            Step::HostName { name } => sys::set_host_name(name.as_bytes()),
+            Step::DomainName { name } => sys::set_domain_name(name.as_bytes()),
+            Step::StandardStream { from, onto } => sys::duplicate_onto(*from, *onto, false),
+            Step::PivotRoot { root } => pivot(*root),
+            Step::CloseDescriptors { keep } => close_descriptors(*keep),
+            Step::ReadOnlyRoot => {
+                let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
+                sys::set_mount_attributes(libc::AT_FDCWD, c"/", 0, &attributes)
+            }
+            Step::ResourceLimit { resource, soft, hard, .. } => sys::set_resource_limit(*resource, *soft, *hard),
+            Step::WorkingFolder { path } => enter_working_folder(path),
+            Step::BoundingSet { keep } => drop_bounding(*keep),
+            Step::User { user, group, groups } => become_user(*user, *group, groups),
+            Step::Capabilities { effective, permitted, inheritable, ambient } => {
+                sys::set_capabilities(*effective, *permitted, *inheritable)?;
+                raise_ambient(*ambient)
+            }
+            Step::Umask { mask } => {
+                sys::set_umask(*mask);
+                Ok(())
+            }
+            Step::NoNewPrivileges => sys::process_control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
+            Step::ResetSignals => sys::reset_signals(),
+            Step::Seccomp { filters } => filters.programs().try_for_each(sys::install_filter),
+            Step::Execute { command } => Err(command.execute()),
+            #[cfg(test)]
+            Step::Fail => Err(Errno(libc::EDOTDOT)),
+        }
+    }
+}
+
+fn write_host_file(path: &CStr, value: &[u8]) -> sys::Result<()> {
+    let fd = sys::open(libc::AT_FDCWD, path, libc::O_WRONLY)?;
+    sys::write(fd, value)?;
+    sys::close(fd);
+    Ok(())
+}
+
+/// Makes the folder the root and lets go of the old one; pivot_root(2), "pivot_root(".", ".")".
+fn pivot(root: i32) -> sys::Result<()> {
+    sys::change_folder_to(root)?;
+    // The old root is now stacked on the new one, and "." leads to it: unmounting it leaves the new root alone.
+    sys::pivot_root(c".", c".")?;
+    sys::unmount(c".", libc::MNT_DETACH)?;
+    sys::change_folder(c"/")
+}
+
+fn close_descriptors(keep: i32) -> sys::Result<()> {
+    let keep = keep.unsigned_abs();
+    sys::close_range(3, keep.saturating_sub(1))?;
+    sys::close_range(keep.saturating_add(1), u32::MAX)
+}
+
+/// Enters the folder and makes sure that it lies inside the root (CVE-2024-21626): the kernel names a folder outside
+/// without a leading slash.
+fn enter_working_folder(path: &CStr) -> sys::Result<()> {
+    sys::change_folder(path)?;
+    let mut buffer = [0_u8; libc::PATH_MAX as usize];
+    sys::current_folder(&mut buffer)?;
+    if buffer[0] == b'/' { Ok(()) } else { Err(Errno(libc::EXDEV)) }
+}
+
+/// Drops every capability from the bounding set that is not kept, up to the last that the kernel knows.
+fn drop_bounding(keep: u64) -> sys::Result<()> {
+    for number in 0..64 {
+        match sys::process_control(libc::PR_CAPBSET_READ, number, 0) {
+            Err(Errno(libc::EINVAL)) => return Ok(()),
+            Ok(0) => {}
+            Ok(_) if keep & (1 << number) != 0 => {}
+            Ok(_) => sys::process_control(libc::PR_CAPBSET_DROP, number, 0).map(drop)?,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn become_user(user: u32, group: u32, groups: &[u32]) -> sys::Result<()> {
+    // Capabilities must survive the change, because the next step gives the process exactly its own.
+    sys::process_control(libc::PR_SET_KEEPCAPS, 1, 0)?;
+    sys::set_groups(groups)?;
+    sys::set_group(group)?;
+    sys::set_user(user)?;
+    sys::process_control(libc::PR_SET_KEEPCAPS, 0, 0).map(drop)
+}
+
+fn raise_ambient(ambient: u64) -> sys::Result<()> {
+    sys::process_control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)?;
+    for number in (0..64).filter(|number| ambient & (1 << number) != 0) {
+        sys::process_control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, number)?;
+    }
+    Ok(())
+}
+
+impl Command {
+    /// Tries each candidate as execvp(3) does: a file that may not be run is told only if no other could be.
+    fn execute(&self) -> Errno {
+        let mut told = Errno(libc::ENOENT);
+        for candidate in &self.candidates {
+            match sys::execute(candidate, &self.arguments, &self.environment) {
+                Errno(libc::ENOENT | libc::ENOTDIR) => {}
+                Errno(libc::EACCES) => told = Errno(libc::EACCES),
+                errno => return errno,
+            }
+        }
+        told
+    }
+}
+
+/// Shows a C string as a path.
+fn text(string: &CStr) -> std::borrow::Cow<'_, str> {
+    string.to_string_lossy()
+}
+
+/// Prints one step without any descriptor number, so that equal plans print equally.
+impl fmt::Display for Step {
+    #[allow(clippy::too_many_lines)] // One line a step: a table, not a procedure.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::ClearUmask => write!(out, "clear the umask"),
+            Step::JoinCgroup { path, .. } => write!(out, "join cgroup {path}"),
+            Step::Unshare { name, .. } => write!(out, "new {name} namespace"),
+            Step::JoinNamespace { name, .. } => write!(out, "join {name}"),
+            Step::LoopbackUp => write!(out, "bring loopback up"),
+            Step::NewSession => write!(out, "start a session"),
+            Step::TakeTerminal => write!(out, "take the terminal"),
+            Step::OutOfMemoryScore { value } => write!(out, "set oom_score_adj {value}"),
+            Step::Filesystem(step) => write!(out, "{step}"),
+            Step::HostName { name } => write!(out, "set host name {name}"),
+            Step::DomainName { name } => write!(out, "set domain name {name}"),
+            Step::StandardStream { onto, .. } => {
+                write!(out, "give {}", ["stdin", "stdout", "stderr"].get(*onto as usize).unwrap_or(&"a stream"))
+            }
+            Step::PivotRoot { .. } => write!(out, "pivot into the root"),
+            Step::CloseDescriptors { .. } => write!(out, "close all other descriptors"),
+            Step::ReadOnlyRoot => write!(out, "make the root read-only"),
+            Step::ResourceLimit { name, soft, hard, .. } => write!(out, "limit {name} to {soft} (hard {hard})"),
+            Step::WorkingFolder { path } => write!(out, "enter working folder {}", text(path)),
+            Step::BoundingSet { keep } => write!(out, "bound capabilities to {keep:#x}"),
+            Step::User { user, group, groups } => write!(out, "become user {user} group {group} groups {groups:?}"),
+            Step::Capabilities { effective, permitted, inheritable, ambient } => write!(
+                out,
+                "set capabilities effective {effective:#x} permitted {permitted:#x} inheritable {inheritable:#x} \
+                 ambient {ambient:#x}"
+            ),
+            Step::Umask { mask } => write!(out, "set umask {mask:04o}"),
+            Step::NoNewPrivileges => write!(out, "gain no new privileges"),
+            Step::ResetSignals => write!(out, "reset signals"),
+            Step::Seccomp { filters } => write!(out, "install {filters}"),
+            Step::Execute { command } => write!(out, "execute {command}"),
+            #[cfg(test)]
+            Step::Fail => write!(out, "fail"),
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?}", self.name)?;
+        if self.search.is_empty() { Ok(()) } else { write!(out, " from {}", self.search) }
+    }
+}
