@@ -125,6 +125,16 @@ impl Options {
     }
 }
 
+/// Every word that [`Options::parse`] takes out of the data, sorted.
+pub(crate) fn option_names() -> Vec<String> {
+    let below = WORDS.iter().map(|(name, ..)| format!("r{name}"));
+    let flags = WORDS.iter().map(|(name, ..)| *name).chain(FILESYSTEM_WORDS.iter().map(|(name, ..)| *name));
+    let others = ACCESS_TIME_WORDS.iter().map(|(name, ..)| *name).chain(PROPAGATION_WORDS.iter().map(|(name, _)| *name));
+    let mut names: Vec<_> = flags.chain(others).chain(["bind", "rbind"]).map(String::from).chain(below).collect();
+    names.sort();
+    names
+}
+
 impl MountAttributes {
     fn change(&mut self, attribute: u64, clears: bool) {
         let (add, remove) = if clears { (&mut self.clear, &mut self.set) } else { (&mut self.set, &mut self.clear) };

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Engines take these lines apart; see runc's `printVersion`.
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: ", "1.2.1");
+const VERSION: &str =
+    concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1\n+SELINUX +APPARMOR +CAP +SECCOMP +EBPF");
 
 /// Runs containers as the OCI runtime specification says
 #[derive(Debug, Parser)]
@@ -166,6 +167,9 @@ pub(crate) struct Create {
     /// Folder with config.json
     #[arg(short, long, default_value = ".")]
     pub(crate) bundle: PathBuf,
+    /// Another file in place of the bundle's config.json
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Unix socket to which the terminal's master is sent
     #[arg(long, value_name = "PATH")]
     pub(crate) console_socket: Option<PathBuf>,

@@ -8,7 +8,6 @@ mod console;
 mod container;
 mod end;
 mod exec;
-mod features;
 mod foreground;
 mod log;
 mod notify;
@@ -71,7 +70,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<i32> {
         Command::Resume { id } => end::resume(root, id)?,
         Command::Update(options) => resources::update(root, options)?,
         Command::Events { stats, interval, id } => resources::events(root, id, *stats, *interval)?,
-        Command::Features => features::print()?,
+        Command::Features => show::print_json(&skeg_runtime::features(), true)?,
         Command::Spec { bundle } => show::spec(bundle)?,
         Command::Plan { bundle } => start::plan(bundle)?,
     }

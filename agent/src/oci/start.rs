@@ -45,9 +45,12 @@ struct Bundle {
 
 impl Bundle {
     /// Reads and checks a bundle. Nothing is made of it.
-    fn read(path: &Path) -> anyhow::Result<Bundle> {
+    fn read(path: &Path, config: Option<&Path>) -> anyhow::Result<Bundle> {
         let path = fs::canonicalize(path).with_context(|| format!("cannot use the bundle {path:?}"))?;
-        let spec = read_config(&path.join(CONFIG))?;
+        let spec = match config {
+            Some(config) => read_config(config)?,
+            None => read_config(&path.join(CONFIG))?,
+        };
         let root = spec.root().as_ref().map(oci::Root::path).context("config.json: root must be given")?;
         let rootfs = path.join(root);
         let rootfs = fs::canonicalize(&rootfs).with_context(|| format!("root.path: cannot use {rootfs:?}"))?;
@@ -70,7 +73,7 @@ impl Bundle {
 
 /// `plan`
 pub(crate) fn plan(bundle: &Path) -> anyhow::Result<()> {
-    let bundle = Bundle::read(bundle)?;
+    let bundle = Bundle::read(bundle, None)?;
     let root = Root::Folder(bundle.rootfs.clone());
     let request = Request {
         spec: &bundle.spec,
@@ -103,7 +106,7 @@ enum Phase {
 
 /// Makes a container. A failure leaves nothing of it.
 fn make(root: &Path, options: &Create, phase: Phase, detached: bool) -> anyhow::Result<Made> {
-    let bundle = Bundle::read(&options.bundle)?;
+    let bundle = Bundle::read(&options.bundle, options.config.as_deref())?;
     let path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let path = CgroupPath::new(path, &options.id)?;
     let terminal = bundle.spec.process().as_ref().and_then(oci::Process::terminal) == Some(true);
