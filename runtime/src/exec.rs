@@ -6,10 +6,10 @@ use crate::cgroup::Cgroup;
 use crate::compile::PlanError;
 use crate::config;
 use crate::oci;
-use crate::plan::{Plan, Reaper, Report, StartError, Started, Stdio};
-use crate::process;
+use crate::plan::{Plan, Reaper, StartError, Started, Stdio};
+use crate::process::{self, Ending};
 use crate::step::Step;
-use crate::sys::{self, CloneRequest};
+use crate::sys;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -38,11 +38,23 @@ pub struct ExecRequest<'a> {
 /// profile. Blocks until it runs its program or has failed.
 ///
 /// # Errors
-/// [`StartError`] names the step, its path and the kernel's reason.
+/// [`StartError`] names the step, its path and the kernel's reason; "No such process" if the container has ended.
 pub fn exec(request: ExecRequest<'_>) -> Result<Started, StartError> {
-    let failed = |call| move |source: io::Error| StartError::Caller { call, source };
-    let target = request.target.try_clone_to_owned().map_err(failed("dup"))?;
-    let plan = compile(request, &target)?;
+    let target = duplicate(request.target)?;
+    start_inside(compile(request, &target)?, &target)
+}
+
+/// Copies a pidfd.
+pub(crate) fn duplicate(pidfd: BorrowedFd<'_>) -> Result<OwnedFd, StartError> {
+    pidfd.try_clone_to_owned().map_err(failed("dup"))
+}
+
+fn failed(call: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Caller { call, source }
+}
+
+/// Starts a plan in the pid namespace of a container.
+pub(crate) fn start_inside(plan: Plan, target: &OwnedFd) -> Result<Started, StartError> {
     // The pid namespace counts for a thread's future children only, so a thread of its own joins it and starts one.
     // The thread ends right after; nothing of the caller has moved.
     std::thread::scope(|scope| {
@@ -56,27 +68,33 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Started, StartError> {
     })
 }
 
-fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
-    config::process("process.", request.process).map_err(PlanError::Rule)?;
-    let report = Report::new()?;
-    let mut held = Vec::new();
-    let mut steps = vec![Step::ClearUmask];
-    let mut clone = CloneRequest { namespaces: 0, sibling: request.reaper == Reaper::CallersParent, cgroup: None };
-    if let Some(cgroup) = request.cgroup {
-        crate::compile::enter_cgroup(cgroup, &mut clone, &mut steps, &mut held)?;
-    }
+/// Adds the step into a container's namespaces. Its pid namespace is joined by [`start_inside`].
+pub(crate) fn enter(target: &OwnedFd, steps: &mut Vec<Step>) {
     let name = "the container's namespaces".to_string();
     steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds: NAMESPACES, name });
+}
+
+pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
+    config::process("process.", request.process).map_err(PlanError::Rule)?;
+    let mut plan = Plan::empty()?;
+    let Plan { steps, clone, held, channel, .. } = &mut plan;
+    steps.push(Step::ClearUmask);
+    clone.sibling = request.reaper == Reaper::CallersParent;
+    if let Some(cgroup) = request.cgroup {
+        crate::compile::enter_cgroup(cgroup, clone, steps, held)?;
+    }
+    enter(target, steps);
     steps.push(Step::NewSession);
-    process::streams(request.stdio, &mut steps, &mut held)?;
+    process::streams(request.stdio, steps, held)?;
     let mut process = request.process.clone();
     if let Some(mut capabilities) = process.capabilities().clone() {
         capabilities.set_inheritable(None).set_ambient(None);
         process.set_capabilities(Some(capabilities));
     }
     let seccomp = request.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    process::finish(&process, seccomp, &report, &mut steps)?;
-    Ok(Plan { steps, clone, held, report })
+    let ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
+    process::finish(&process, seccomp, ending, steps)?;
+    Ok(plan)
 }
 
 impl From<crate::CgroupError> for StartError {

@@ -10,8 +10,8 @@
 //!   Plan::start:   clone3 ──────────────────────────▶ cgroup, namespaces
 //!        │                                            root, mounts, devices, masks, pivot_root
 //!        │         (index of the step, errno)         limits, user, capabilities, seccomp
-//!        │◀────────────── pipe ────────────────────── a step failed: the plan is off
-//!        │◀────────────── end of file ─────────────── execve succeeded: the pipe closed itself
+//!        │◀────────────── socket ──────────────────── a step failed: the plan is off
+//!        │◀────────────── end of file ─────────────── execve succeeded: the socket closed itself
 //!        ▼
 //!   Started { pid, pidfd } or StartError that names the step, its path and the reason
 //! ```
@@ -25,6 +25,8 @@ mod config;
 mod exec;
 mod executable;
 mod features;
+mod handshake;
+mod hooks;
 mod mounts;
 mod network;
 mod plan;
@@ -40,14 +42,16 @@ mod terminal;
 mod tests;
 
 pub use cgroup::{Cgroup, CgroupError, HostCgroups, Limits, host_cgroups};
-pub use compile::{PlanError, Request, Root};
+pub use compile::{Extras, PlanError, Request, Root};
 pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_process, read_config, read_process};
 pub use exec::{ExecRequest, exec};
 pub use executable::protect_executable;
 pub use features::features;
+pub use handshake::{bind_start_socket, is_waiting};
+pub use hooks::{HookError, HookState, run_hooks};
 pub use network::{NetworkError, new_network};
 pub use oci_spec::runtime as oci;
-pub use plan::{Exit, Plan, Reaper, StartError, Started, Stdio, wait};
+pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, start_waiting, wait};
 pub use seccomp::{SeccompError, default_seccomp};
 pub use signal::send_signal;
 pub use spec::default_spec;

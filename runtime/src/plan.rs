@@ -1,16 +1,17 @@
 //! The plan and its start.
 //!
-//! Owns the handshake between the caller and the child. Must not read specifications, nor know what a step does.
+//! Owns the caller's side of a start. Must not read specifications, nor know what a step does.
 
+use crate::cgroup::Cgroup;
+use crate::handshake::{self, Channel, Message};
+use crate::hooks::{CreateHooks, HookState, Waiting, start_hooks};
+use crate::oci;
 use crate::step::Step;
 use crate::sys::{self, CloneRequest};
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
-/// A message of the child: the step's index and the errno, both 32 bits in the machine's order.
-const REPORT_LENGTH: usize = 8;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// The standard streams that a process gets.
 #[derive(Debug)]
@@ -90,6 +91,18 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] crate::HookError),
+    /// The container does not wait for its start: it runs, or is gone.
+    #[error("no container waits at {}", path.display())]
+    NotWaiting {
+        /// Its start socket.
+        path: std::path::PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
     /// The child's report is not one of this plan's.
     #[error("the child ended without a word that this plan knows")]
     Report,
@@ -110,22 +123,8 @@ pub struct Plan {
     pub(crate) clone: CloneRequest,
     /// Descriptors that steps refer to by number; they live as long as the plan.
     pub(crate) held: Vec<OwnedFd>,
-    pub(crate) report: Report,
-}
-
-/// The pipe on which a child tells why it failed.
-#[derive(Debug)]
-pub(crate) struct Report {
-    read: OwnedFd,
-    pub(crate) write: OwnedFd,
-}
-
-impl Report {
-    pub(crate) fn new() -> Result<Report, StartError> {
-        let failed = |source: rustix::io::Errno| StartError::Caller { call: "pipe2", source: source.into() };
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
-        Ok(Report { read: above_standard(read)?, write: above_standard(write)? })
-    }
+    pub(crate) channel: Channel,
+    pub(crate) hooks: Option<CreateHooks>,
 }
 
 /// Moves a descriptor out of the way of the standard streams, which a child will give new meanings.
@@ -165,62 +164,119 @@ impl fmt::Display for Namespaces {
 }
 
 impl Plan {
-    /// Starts the process. Blocks until it runs its program or has failed, about a millisecond.
+    /// A plan without steps, for a child of the caller.
+    pub(crate) fn empty() -> Result<Plan, StartError> {
+        let clone = CloneRequest { namespaces: 0, sibling: false, cgroup: None };
+        Ok(Plan { steps: Vec::new(), clone, held: Vec::new(), channel: Channel::new()?, hooks: None })
+    }
+
+    /// Starts the process. Blocks until it runs its program, waits at its start socket, or has failed: about a
+    /// millisecond, and as long as hooks take.
     ///
     /// # Errors
-    /// [`StartError`] names the step, its path and the kernel's reason.
+    /// [`StartError`] names the step, its path and the kernel's reason. No process is left.
     pub fn start(self) -> Result<Started, StartError> {
-        let Plan { steps, clone, held, report } = self;
-        let report_fd = report.write.as_raw_fd();
-        let child = || run(&steps, report_fd);
-        let (pid, pidfd) = sys::clone_child(clone, child).map_err(|errno| StartError::Clone(errno.into()))?;
+        let Plan { steps, clone, held, channel: Channel { caller, child }, hooks } = self;
+        let walk = || handshake::walk(&steps, caller.as_raw_fd(), child.as_raw_fd());
+        let (pid, pidfd) = sys::clone_child(clone, walk).map_err(|errno| StartError::Clone(errno.into()))?;
         let started = Started { pid, pidfd };
-        drop(report.write);
+        drop(child);
         drop(held);
-        let mut message = Vec::with_capacity(REPORT_LENGTH);
-        let read = File::from(report.read).take(REPORT_LENGTH as u64).read_to_end(&mut message);
-        let error = match read {
-            Ok(0) => return Ok(started),
-            Ok(_) => explain(&steps, &message),
-            Err(source) => StartError::Caller { call: "read", source },
-        };
-        if !clone.sibling {
-            // The child is exiting: reaping it is all that is left, and the first error is the one to tell.
-            let _ = wait(&started);
+        let result = attend(&steps, &caller, hooks.as_ref(), &started);
+        drop(caller);
+        match result {
+            Ok(()) => Ok(started),
+            Err(error) => {
+                end(&started, clone.sibling);
+                Err(error)
+            }
         }
-        Err(error)
     }
 }
 
-/// Walks the steps. Runs in the child; returns only on failure.
-fn run(steps: &[Step], report: i32) {
-    for (index, step) in steps.iter().enumerate() {
-        if let Err(errno) = step.run() {
-            let mut message = [0_u8; REPORT_LENGTH];
-            message[..4].copy_from_slice(&(index as u32).to_ne_bytes());
-            message[4..].copy_from_slice(&errno.0.to_ne_bytes());
-            // If even this fails the caller sees an early end of the child.
-            let _ = sys::write(report, &message);
-            return;
+/// Does the caller's part until the child runs its program or waits for its start.
+fn attend(steps: &[Step], channel: &OwnedFd, hooks: Option<&CreateHooks>, started: &Started) -> Result<(), StartError> {
+    loop {
+        match handshake::receive(channel)? {
+            Message::End => return Ok(()),
+            Message::Failed { index, errno, .. } => return Err(explain(steps, index, errno)),
+            Message::Reached(index) => match steps.get(index) {
+                Some(Step::AwaitStart { .. }) => return Ok(()),
+                Some(Step::AwaitCaller) => {
+                    hooks.map_or(Ok(()), |hooks| hooks.run(started))?;
+                    handshake::let_go(channel)?;
+                }
+                _ => return Err(StartError::Report),
+            },
         }
+    }
+}
+
+/// Ends a child that failed or must not live on, and waits until it is gone.
+fn end(started: &Started, sibling: bool) {
+    // It may be gone already, and the first error is the one to tell.
+    let _ = rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL);
+    if sibling {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut exit = [PollFd::new(&started.pidfd, PollFlags::IN)];
+        while poll(&mut exit, None) == Err(rustix::io::Errno::INTR) {}
+    } else {
+        let _ = wait(started);
     }
 }
 
 /// Turns a child's message into an error.
-fn explain(steps: &[Step], message: &[u8]) -> StartError {
-    let word = |range: std::ops::Range<usize>| message.get(range).and_then(|bytes| bytes.try_into().ok());
-    let (Some(index), Some(errno)) = (word(0..4).map(u32::from_ne_bytes), word(4..8).map(i32::from_ne_bytes)) else {
-        return StartError::Report;
-    };
+fn explain(steps: &[Step], index: usize, errno: i32) -> StartError {
     let source = io::Error::from_raw_os_error(errno);
-    match steps.get(index as usize) {
+    match steps.get(index) {
         None => StartError::Report,
-        Some(Step::Execute { command }) => {
+        Some(Step::Execute { command } | Step::FindCommand { command }) => {
             let search = &command.search;
             let search = if search.is_empty() { String::new() } else { format!(" (looked in {search})") };
             StartError::Command { command: command.name.clone(), search, source }
         }
-        Some(step) => StartError::Step { index: index as usize, step: step.to_string(), source },
+        Some(step) => StartError::Step { index, step: step.to_string(), source },
+    }
+}
+
+/// What [`start_waiting`] is asked for.
+#[derive(Debug)]
+pub struct StartRequest<'a> {
+    /// The path of the container's start socket.
+    pub socket: &'a Path,
+    /// The container's first process, as the caller sees it.
+    pub pid: i32,
+    /// Its pidfd.
+    pub target: BorrowedFd<'a>,
+    /// The container's specification, for its `startContainer` hooks.
+    pub spec: &'a oci::Spec,
+    /// The container's cgroup, for the same.
+    pub cgroup: Option<&'a Cgroup>,
+    /// What the hooks are told.
+    pub hooks: &'a HookState,
+}
+
+/// Lets a created container run its program. Blocks until it does; hooks run before, inside the container.
+///
+/// # Errors
+/// [`StartError::NotWaiting`] if it was started before or is gone. After any other error it is gone.
+pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
+    let StartRequest { socket, pid, target, spec, cgroup, hooks } = request;
+    let channel = handshake::connect_to(socket)
+        .map_err(|source| StartError::NotWaiting { path: socket.to_path_buf(), source })?;
+    handshake::let_go(&channel)?;
+    loop {
+        match handshake::receive(&channel)? {
+            Message::End => return Ok(()),
+            Message::Failed { index, errno, text } => {
+                return Err(StartError::Step { index, step: text, source: io::Error::from_raw_os_error(errno) });
+            }
+            // If this fails the channel closes, and the child gives up.
+            Message::Reached(_) => {
+                start_hooks(Waiting { pid, pidfd: target, spec, cgroup }, hooks)?;
+                handshake::let_go(&channel)?;
+            }
+        }
     }
 }
 

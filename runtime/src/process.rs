@@ -6,13 +6,14 @@
 use crate::capabilities;
 use crate::compile::PlanError;
 use crate::oci;
-use crate::plan::{Report, Stdio, above_standard};
+use crate::plan::{Stdio, above_standard};
 use crate::seccomp;
 use crate::spec::DEFAULT_PATH;
 use crate::step::{Command, Step};
 use crate::sys::StringList;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 /// Makes a C string, or says where in the specification the NUL byte is.
 pub(crate) fn c_string(at: impl Into<String>, text: impl Into<Vec<u8>>) -> Result<CString, PlanError> {
@@ -32,38 +33,58 @@ pub(crate) fn streams(stdio: Stdio, steps: &mut Vec<Step>, held: &mut Vec<OwnedF
     Ok(())
 }
 
+/// The last of a process before its program.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    /// Descriptors that the steps after the closing still need, in order.
+    pub(crate) keep: Vec<i32>,
+    /// So many descriptors from 3 on go to the program.
+    pub(crate) preserve: u32,
+    /// Waits for somebody, as late as system calls are still free.
+    pub(crate) wait: Vec<Step>,
+}
+
 /// Steps from a closed-off process to its program. Everything before runs with the caller's rights.
 pub(crate) fn finish(
     process: &oci::Process,
     seccomp: Option<&oci::LinuxSeccomp>,
-    report: &Report,
+    ending: Ending,
     steps: &mut Vec<Step>,
 ) -> Result<(), PlanError> {
     if process.terminal() == Some(true) {
         steps.push(Step::TakeTerminal);
     }
-    steps.push(Step::CloseDescriptors { keep: report.write.as_raw_fd() });
+    let Ending { mut keep, preserve, wait } = ending;
+    keep.sort_unstable();
+    steps.push(Step::CloseDescriptors { first: 3 + preserve as i32, keep });
     limits(process, steps);
     let cwd = process.cwd();
     steps.push(Step::WorkingFolder { path: c_string("process.cwd", cwd.as_os_str().as_encoded_bytes())? });
 
     let filters = seccomp.map(seccomp::compile).transpose()?.map(|filters| Step::Seccomp { filters });
     let no_new_privileges = process.no_new_privileges() == Some(true);
-    let command = Step::Execute { command: command(process)? };
+    let command = Arc::new(command(process)?);
     let mut filters = filters.into_iter();
+    let mut wait = wait.into_iter().peekable();
+    if wait.peek().is_some() {
+        // Whoever waits would tell a missing program late, and to somebody else.
+        steps.push(Step::FindCommand { command: command.clone() });
+    }
     if !no_new_privileges {
+        steps.extend(wait.by_ref());
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
         steps.extend(filters.by_ref());
     }
     credentials(process, steps)?;
     steps.push(Step::Umask { mask: process.user().umask().unwrap_or(0o022) & 0o777 });
     steps.push(Step::ResetSignals);
+    steps.extend(wait);
     if no_new_privileges {
         steps.push(Step::NoNewPrivileges);
         // As late as possible: the fewer system calls follow, the fewer must be allowed.
         steps.extend(filters);
     }
-    steps.push(command);
+    steps.push(Step::Execute { command });
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use skeg_protocol::{Container, Label};
-use skeg_runtime::{Cgroup, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, oci};
+use skeg_runtime::{Cgroup, Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, oci};
 use tokio::task::spawn_blocking;
 
 use super::{Key, Prepared, Worker, chain, not_created};
@@ -130,6 +130,7 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
         network: order.network.as_ref().map(|network| network.as_fd()),
         stdio,
         reaper: Reaper::CallersParent,
+        extras: Extras::default(),
     };
     let plan = Plan::compile(request).map_err(|error| not_created(&error))?;
     plan.start().map_err(|error| start_failed(&error))

@@ -1,12 +1,16 @@
-//! Patches: JSON merge (RFC 7386), Kubernetes' strategic merge for the lists that a pod has, JSON patch's
-//! refusal, and server-side apply as create-or-merge without field managers.
+//! Patches: JSON patch (RFC 6902), JSON merge (RFC 7386), Kubernetes' strategic merge for the lists that a pod has, and
+//! server-side apply as create-or-merge without field managers.
 
 use axum::body::Bytes;
+use json_patch::{Patch, PatchOperation};
 use serde_json::{Map, Value};
 
-use super::ApiError;
+use super::{ApiError, MAX_BODY};
 use crate::app::App;
 use crate::store::{Key, Store};
+
+/// Most operations of a JSON patch (as Kubernetes' API server).
+const MAX_OPERATIONS: usize = 10_000;
 
 /// What a patch leads to.
 #[derive(Debug)]
@@ -36,6 +40,11 @@ pub(super) fn apply(app: &App, key: &Key, media_type: &str, body: &Bytes) -> Res
         serde_json::from_slice(bytes).map_err(|error| ApiError::bad_request(format!("the patch is no JSON: {error}")))
     };
     match media_type.split(';').next().unwrap_or_default().trim() {
+        "application/json-patch+json" => {
+            let patch: Patch = serde_json::from_slice(body)
+                .map_err(|error| ApiError::bad_request(format!("the patch is no JSON patch: {error}")))?;
+            Ok(Patched::Changed(operate(old.ok_or_else(missing)?, patch)?))
+        }
         "application/merge-patch+json" => {
             let mut object = old.ok_or_else(missing)?;
             merge(&mut object, &json(body)?, &|_| None);
@@ -54,10 +63,31 @@ pub(super) fn apply(app: &App, key: &Key, media_type: &str, body: &Bytes) -> Res
             Ok(Patched::Changed(object))
         }
         other => Err(ApiError::media_type(format!(
-            "patches of type {other:?} are not supported yet: send application/merge-patch+json, \
-             application/strategic-merge-patch+json or application/apply-patch+yaml"
+            "patches of type {other:?} are not supported: send application/json-patch+json, \
+             application/merge-patch+json, application/strategic-merge-patch+json or application/apply-patch+yaml"
         ))),
     }
+}
+
+/// Carries out a JSON patch, all of it or nothing.
+fn operate(mut object: Value, patch: Patch) -> Result<Value, ApiError> {
+    if patch.0.len() > MAX_OPERATIONS {
+        return Err(ApiError::bad_request(format!("the patch has more than {MAX_OPERATIONS} operations")));
+    }
+    let mut room = MAX_BODY;
+    for (index, operation) in patch.0.into_iter().enumerate() {
+        if let PatchOperation::Copy(copy) = &operation {
+            // Copies of copies double: what is copied counts.
+            let size = object.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+            room = room.checked_sub(size).ok_or_else(|| {
+                ApiError::bad_request(format!("the patch copies more than {MAX_BODY} bytes (operation {index})"))
+            })?;
+        }
+        json_patch::patch_unsafe(&mut object, std::slice::from_ref(&operation)).map_err(|error| {
+            ApiError::invalid_patch(format!("operation {index} of the patch ({operation}): {}", error.kind))
+        })?;
+    }
+    Ok(object)
 }
 
 fn merge(target: &mut Value, patch: &Value, merge_key: &dyn Fn(&str) -> Option<&'static str>) {
@@ -101,6 +131,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn patched(object: &Value, patch: Value) -> Result<Value, ApiError> {
+        operate(object.clone(), serde_json::from_value(patch).unwrap())
+    }
+
+    #[test]
+    fn a_json_patch_works_whole_or_not_at_all_and_cannot_blow_up() {
+        let pod = json!({"metadata": {"labels": {"a": "b"}}, "list": [1, 2]});
+        let patch = json!([
+            {"op": "test", "path": "/metadata/labels/a", "value": "b"},
+            {"op": "add", "path": "/list/-", "value": 3},
+            {"op": "move", "from": "/metadata/labels/a", "path": "/metadata/labels/x~1y"},
+        ]);
+        let wanted = json!({"metadata": {"labels": {"x/y": "b"}}, "list": [1, 2, 3]});
+        assert_eq!(patched(&pod, patch).unwrap(), wanted);
+        assert!(patched(&pod, json!([{"op": "test", "path": "/list/0", "value": 2}])).is_err());
+        assert!(patched(&pod, json!([{"op": "remove", "path": "/nothing"}])).is_err());
+        let doubling: Vec<Value> =
+            (0..64).map(|index| json!({"op": "copy", "from": "", "path": format!("/copy{index}")})).collect();
+        assert!(patched(&pod, Value::Array(doubling)).is_err());
+    }
 
     #[test]
     fn a_merge_patch_replaces_lists_and_a_strategic_one_joins_them() {

@@ -7,9 +7,11 @@ mod filesystem;
 
 use crate::cgroup::{Cgroup, CgroupError, HostCgroups};
 use crate::config;
+use crate::handshake::Channel;
+use crate::hooks::{CreateHooks, HookState};
 use crate::oci;
-use crate::plan::{Plan, Reaper, Report, StartError, Stdio, above_standard};
-use crate::process;
+use crate::plan::{Plan, Reaper, StartError, Stdio, above_standard};
+use crate::process::{self, Ending};
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use oci::LinuxNamespaceType as Kind;
@@ -48,6 +50,18 @@ pub struct Request<'a> {
     pub stdio: Stdio,
     /// Who reaps it.
     pub reaper: Reaper,
+    /// What a command line asks for.
+    pub extras: Extras<'a>,
+}
+
+/// What an OCI command line asks for beyond the specification. A resident caller leaves it at its default.
+#[derive(Debug, Default)]
+pub struct Extras<'a> {
+    /// From [`crate::bind_start_socket`]: the process then waits there, as its last act before its program, for
+    /// [`crate::start_waiting`], and [`Plan::start`] returns when it does.
+    pub start_socket: Option<OwnedFd>,
+    /// What hooks are told. Needed if the specification has hooks around creation and start.
+    pub hooks: Option<&'a HookState>,
 }
 
 /// Why a plan could not be made.
@@ -108,19 +122,19 @@ impl Plan {
 
     /// The same for a host whose cgroups are known already.
     pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
-        let Request { spec, root, cgroup, network, stdio, reaper } = request;
+        let Request { spec, root, cgroup, network, stdio, reaper, extras } = request;
         config::check(spec)?;
         let Some(process) = spec.process() else {
             return Err(PlanError::invalid("process", "nothing", "must be given"));
         };
         unsupported(spec, process)?;
-        let report = Report::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
+        let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
             steps: vec![Step::ClearUmask],
             clone: CloneRequest { namespaces: 0, sibling: reaper == Reaper::CallersParent, cgroup: None },
             held: Vec::new(),
-            slots: Slots { taken: vec![report.write.as_raw_fd()], next: 3 },
+            slots: Slots { taken: vec![channel.child.as_raw_fd()], next: 3 },
             root: -1,
             devices: true,
             host,
@@ -130,6 +144,8 @@ impl Plan {
         compiler.steps.push(Step::NewSession);
         compiler.score(process);
         process::streams(stdio, &mut compiler.steps, &mut compiler.held)?;
+        let mut ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
+        compiler.wait(extras.start_socket, &mut ending)?;
         compiler.slots.taken.extend(compiler.held.iter().map(AsRawFd::as_raw_fd));
         compiler.root(root)?;
         compiler.mounts()?;
@@ -138,14 +154,25 @@ impl Plan {
         compiler.names()?;
         compiler.sysctls()?;
         compiler.working_folder(process.cwd())?;
+        let hooks = compiler.create_hooks(extras.hooks)?;
         compiler.steps.push(Step::PivotRoot { root: compiler.root });
         if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
             compiler.steps.push(Step::ReadOnlyRoot);
         }
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        process::finish(process, seccomp, &report, &mut compiler.steps)?;
-        let Compiler { steps, clone, held, .. } = compiler;
-        Ok(Plan { steps, clone, held, report })
+        process::finish(process, seccomp, ending, &mut compiler.steps)?;
+        let Compiler { mut steps, clone, held, .. } = compiler;
+        tell_later(&mut steps);
+        Ok(Plan { steps, clone, held, channel, hooks })
+    }
+}
+
+/// Gives the waiting step the texts of those after it: whoever starts the container doesn't have the plan.
+fn tell_later(steps: &mut [Step]) {
+    let Some(at) = steps.iter().position(|step| matches!(step, Step::AwaitStart { .. })) else { return };
+    let texts = steps[at + 1..].iter().map(ToString::to_string).collect();
+    if let Step::AwaitStart { later, .. } = &mut steps[at] {
+        *later = texts;
     }
 }
 
@@ -276,6 +303,46 @@ impl Compiler<'_> {
         Ok(())
     }
 
+    /// Lets the process wait for its start, and for the hooks that come with it.
+    fn wait(&mut self, socket: Option<OwnedFd>, ending: &mut Ending) -> Result<(), PlanError> {
+        let hooks = self.spec.hooks().as_ref();
+        let start_hooks = hooks.and_then(|hooks| hooks.start_container().as_ref()).is_some_and(|list| !list.is_empty());
+        let Some(socket) = socket else {
+            if start_hooks {
+                let reason = "need a start socket: create the container, then start it";
+                return Err(PlanError::invalid("hooks.startContainer", "hooks", reason));
+            }
+            return Ok(());
+        };
+        let socket = above_standard(socket).map_err(|error| PlanError::Descriptor(Box::new(error)))?;
+        ending.keep.push(socket.as_raw_fd());
+        ending.wait.push(Step::AwaitStart { listener: socket.as_raw_fd(), later: Vec::new() });
+        if start_hooks {
+            ending.wait.push(Step::AwaitCaller);
+        }
+        self.held.push(socket);
+        Ok(())
+    }
+
+    /// Lets the process wait for the hooks that see both the host and the finished mounts.
+    #[allow(deprecated)] // The specification deprecates prestart, and engines use it all the same.
+    fn create_hooks(&mut self, state: Option<&HookState>) -> Result<Option<CreateHooks>, PlanError> {
+        let Some(hooks) = self.spec.hooks() else { return Ok(None) };
+        let lists = [hooks.prestart(), hooks.create_runtime(), hooks.create_container()];
+        if lists.into_iter().flatten().all(Vec::is_empty) {
+            return Ok(None);
+        }
+        let Some(state) = state else {
+            return Err(PlanError::invalid(
+                "hooks",
+                "hooks",
+                "need the container's state, which this caller has none of",
+            ));
+        };
+        self.steps.push(Step::AwaitCaller);
+        Ok(Some(CreateHooks { hooks: hooks.clone(), state: state.clone() }))
+    }
+
     fn score(&mut self, process: &oci::Process) {
         if let Some(value) = process.oom_score_adj() {
             self.steps.push(Step::OutOfMemoryScore { value: value.to_string() });
@@ -303,7 +370,6 @@ impl Compiler<'_> {
 fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
     let default = oci::Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default);
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci::Hooks::default());
     let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
     let mappings = |list: &Option<Vec<oci::LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let asked = [
@@ -320,7 +386,6 @@ fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
-        ("hooks", hooks),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((at, _)) => Err(PlanError::invalid(*at, "a value", "is not supported; leave it out")),

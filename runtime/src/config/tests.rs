@@ -1,7 +1,7 @@
 //! Configurations as other hands write them: whole ones, broken ones, and ones broken at random.
 
 use super::{ConfigError, InvalidConfig, parse_config, parse_process, read_config};
-use crate::{HostCgroups, Plan, Reaper, Request, Root, Stdio, default_spec, oci};
+use crate::{Extras, HostCgroups, Plan, Reaper, Request, Root, Stdio, default_spec, oci};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -222,7 +222,7 @@ proptest! {
             let null = || File::open("/dev/null").unwrap().into();
             let stdio = Stdio { stdin: null(), stdout: null(), stderr: null() };
             let root = Root::Folder("/".into());
-            let request = Request { spec: &spec, root: &root, cgroup: None, network: None, stdio, reaper: Reaper::Caller };
+            let request = Request { spec: &spec, root: &root, cgroup: None, network: None, stdio, reaper: Reaper::Caller, extras: Extras::default() };
             let host = HostCgroups::from_mount_table("1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap();
             if let Ok(plan) = Plan::compile_on(request, Some(host)) {
                 prop_assert!(!plan.to_string().is_empty());

@@ -66,7 +66,15 @@ pub(crate) enum Step {
         root: i32,
     },
     CloseDescriptors {
-        keep: i32,
+        first: i32,
+        keep: Vec<i32>,
+    },
+    /// Waits until the caller has done its part; see [`crate::handshake`].
+    AwaitCaller,
+    /// Waits for the container's start; see [`crate::handshake`].
+    AwaitStart {
+        listener: i32,
+        later: Vec<String>,
     },
     ReadOnlyRoot,
     ResourceLimit {
@@ -100,8 +108,12 @@ pub(crate) enum Step {
     Seccomp {
         filters: Arc<Filters>,
     },
+    /// Looks whether there is a program to run, while somebody still listens.
+    FindCommand {
+        command: Arc<Command>,
+    },
     Execute {
-        command: Command,
+        command: Arc<Command>,
     },
     /// A step that always fails; tests put it anywhere to see what is left behind.
     #[cfg(test)]
@@ -129,7 +141,9 @@ impl Step {
             Step::DomainName { name } => sys::set_domain_name(name.as_bytes()),
             Step::StandardStream { from, onto } => sys::duplicate_onto(*from, *onto, false),
             Step::PivotRoot { root } => pivot(*root),
-            Step::CloseDescriptors { keep } => close_descriptors(*keep),
+            Step::CloseDescriptors { first, keep } => close_descriptors(*first, keep),
+            // The walk does these: they are words of the handshake.
+            Step::AwaitCaller | Step::AwaitStart { .. } => Err(Errno(libc::ENOSYS)),
             Step::ReadOnlyRoot => {
                 let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
                 sys::set_mount_attributes(libc::AT_FDCWD, c"/", 0, &attributes)
@@ -149,6 +163,7 @@ impl Step {
             Step::NoNewPrivileges => sys::process_control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Step::ResetSignals => sys::reset_signals(),
             Step::Seccomp { filters } => filters.programs().try_for_each(sys::install_filter),
+            Step::FindCommand { command } => command.find(),
             Step::Execute { command } => Err(command.execute()),
             #[cfg(test)]
             Step::Fail => Err(Errno(libc::EDOTDOT)),
@@ -172,10 +187,14 @@ fn pivot(root: i32) -> sys::Result<()> {
     sys::change_folder(c"/")
 }
 
-fn close_descriptors(keep: i32) -> sys::Result<()> {
-    let keep = keep.unsigned_abs();
-    sys::close_range(3, keep.saturating_sub(1))?;
-    sys::close_range(keep.saturating_add(1), u32::MAX)
+/// Closes all from the first on, but those that are kept, which are in order.
+fn close_descriptors(first: i32, keep: &[i32]) -> sys::Result<()> {
+    let mut next = first.unsigned_abs();
+    for kept in keep.iter().map(|fd| fd.unsigned_abs()) {
+        sys::close_range(next, kept.saturating_sub(1))?;
+        next = kept.saturating_add(1);
+    }
+    sys::close_range(next, u32::MAX)
 }
 
 /// Enters the folder and makes sure that it lies inside the root (CVE-2024-21626): the kernel names a folder outside
@@ -219,6 +238,27 @@ fn raise_ambient(ambient: u64) -> sys::Result<()> {
 }
 
 impl Command {
+    /// Looks for a candidate that [`Command::execute`] could run; the same errors.
+    fn find(&self) -> sys::Result<()> {
+        let mut told = Errno(libc::ENOENT);
+        for candidate in &self.candidates {
+            match sys::open(libc::AT_FDCWD, candidate, libc::O_PATH) {
+                Err(Errno(libc::ENOENT | libc::ENOTDIR)) => {}
+                Err(Errno(libc::EACCES)) => told = Errno(libc::EACCES),
+                Err(errno) => return Err(errno),
+                Ok(file) => {
+                    let runs = sys::stat(file)?.is_file() && sys::may_execute(file).is_ok();
+                    sys::close(file);
+                    if runs {
+                        return Ok(());
+                    }
+                    told = Errno(libc::EACCES);
+                }
+            }
+        }
+        Err(told)
+    }
+
     /// Tries each candidate as execvp(3) does: a file that may not be run is told only if no other could be.
     fn execute(&self) -> Errno {
         let mut told = Errno(libc::ENOENT);
@@ -259,6 +299,8 @@ impl fmt::Display for Step {
             }
             Step::PivotRoot { .. } => write!(out, "pivot into the root"),
             Step::CloseDescriptors { .. } => write!(out, "close all other descriptors"),
+            Step::AwaitCaller => write!(out, "wait for the caller"),
+            Step::AwaitStart { .. } => write!(out, "wait for the start"),
             Step::ReadOnlyRoot => write!(out, "make the root read-only"),
             Step::ResourceLimit { name, soft, hard, .. } => write!(out, "limit {name} to {soft} (hard {hard})"),
             Step::WorkingFolder { path } => write!(out, "enter working folder {}", text(path)),
@@ -273,6 +315,7 @@ impl fmt::Display for Step {
             Step::NoNewPrivileges => write!(out, "gain no new privileges"),
             Step::ResetSignals => write!(out, "reset signals"),
             Step::Seccomp { filters } => write!(out, "install {filters}"),
+            Step::FindCommand { command } => write!(out, "find {command}"),
             Step::Execute { command } => write!(out, "execute {command}"),
             #[cfg(test)]
             Step::Fail => write!(out, "fail"),

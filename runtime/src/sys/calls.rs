@@ -59,6 +59,11 @@ impl Stat {
         self.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
+    /// Tells whether it is a regular file.
+    pub(crate) fn is_file(self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
     /// Tells whether it is a character device of these numbers.
     pub(crate) fn is_character_device(self, major: u32, minor: u32) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFCHR && self.device == libc::makedev(major, minor)
@@ -118,6 +123,29 @@ pub(crate) fn close(fd: i32) {
 pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize> {
     // SAFETY: the pointer and the length describe a live slice.
     check(unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) })
+}
+
+/// read(2), again after a signal.
+pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize> {
+    loop {
+        // SAFETY: the pointer and the length describe a live, writable slice.
+        match check(unsafe { libc::syscall(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) }) {
+            Err(Errno(libc::EINTR)) => {}
+            result => return result,
+        }
+    }
+}
+
+/// accept4(2), again after a signal; close-on-exec.
+pub(crate) fn accept(listener: i32) -> Result<i32> {
+    let null = std::ptr::null_mut::<libc::c_void>();
+    loop {
+        // SAFETY: a null address is allowed.
+        match check(unsafe { libc::syscall(libc::SYS_accept4, listener, null, null, libc::SOCK_CLOEXEC) }) {
+            Err(Errno(libc::EINTR)) => {}
+            result => return result.map(|fd| fd as i32),
+        }
+    }
 }
 
 /// dup3(2). `close_on_exec` is kept off for standard streams.
@@ -280,6 +308,13 @@ pub(crate) fn stat(fd: i32) -> Result<Stat> {
     // SAFETY: all-zero bytes are a valid struct stat, and fstat has filled it.
     let stat = unsafe { buffer.assume_init() };
     Ok(Stat { mode: stat.st_mode, device: stat.st_rdev })
+}
+
+/// Asks whether the caller may execute an open file, by faccessat2(2).
+pub(crate) fn may_execute(fd: i32) -> Result<()> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: the empty path is static; the rest are integers.
+    check(unsafe { libc::syscall(libc::SYS_faccessat2, fd, c"".as_ptr(), libc::X_OK, flags) }).map(drop)
 }
 
 /// The filesystem's magic number by fstatfs(2).

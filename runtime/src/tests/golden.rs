@@ -1,7 +1,7 @@
 //! Plans as text, compared with files. `SKEG_GOLDEN=write cargo test -p skeg-runtime golden` writes them anew.
 
 use super::support::{change_process, mount, shell, with_mounts};
-use crate::{HostCgroups, Plan, Reaper, Request, Root, Stdio, oci};
+use crate::{Extras, HostCgroups, Plan, Reaper, Request, Root, Stdio, oci};
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const VERSION_ONE: &str = "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw
 fn check(name: &str, spec: &oci::Spec, root: &Root, reaper: Reaper, mounts: &str) {
     let null = || File::open("/dev/null").unwrap().into();
     let stdio = Stdio { stdin: null(), stdout: null(), stderr: null() };
-    let request = Request { spec, root, cgroup: None, network: None, stdio, reaper };
+    let request = Request { spec, root, cgroup: None, network: None, stdio, reaper, extras: Extras::default() };
     let host = HostCgroups::from_mount_table(mounts).unwrap();
     let plan = Plan::compile_on(request, Some(host)).unwrap().to_string();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.txt"));

@@ -7,5 +7,6 @@ mod containers;
 mod entering;
 mod failures;
 mod golden;
+mod life;
 mod rights;
 mod support;

@@ -2,7 +2,9 @@
 //!
 //! Owns temporary folders and cgroups and cleans them up. Must not judge results.
 
-use crate::{Cgroup, Exit, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, default_spec, oci, wait};
+use crate::{
+    Cgroup, Exit, Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, default_spec, oci, wait,
+};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -80,6 +82,10 @@ impl Ground {
     }
 
     pub(super) fn plan(&self, spec: &oci::Spec) -> Result<(Plan, File), StartError> {
+        self.plan_with(spec, Extras::default())
+    }
+
+    pub(super) fn plan_with(&self, spec: &oci::Spec, extras: Extras<'_>) -> Result<(Plan, File), StartError> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let stdio =
             Stdio { stdin: File::open("/dev/null").unwrap().into(), stdout: write.try_clone().unwrap(), stderr: write };
@@ -91,6 +97,7 @@ impl Ground {
             network: self.network.as_ref().map(std::os::fd::AsFd::as_fd),
             stdio,
             reaper: self.reaper,
+            extras,
         };
         Ok((Plan::compile(request)?, File::from(read)))
     }

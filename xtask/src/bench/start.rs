@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use skeg_runtime::{Cgroup, Exit, Limits, Plan, Reaper, Request, Root, Stdio, default_spec, new_network, oci};
+use skeg_runtime::{Cgroup, Exit, Extras, Limits, Plan, Reaper, Request, Root, Stdio, default_spec, new_network, oci};
 
 use super::peers::Peers;
 use super::report::Figure;
@@ -117,6 +117,7 @@ fn ours(folder: &Path, spec: &oci::Spec, cgroup: &str) -> Result<(Duration, Dura
         network: Some(network.as_fd()),
         stdio: null()?,
         reaper: Reaper::Caller,
+        extras: Extras::default(),
     };
     let started = Plan::compile(request)?.start()?;
     let running = began.elapsed();

@@ -1,0 +1,205 @@
+//! The words between the caller and the child that it has cloned, from the clone until the child's program runs.
+//!
+//! Owns the channel, its messages, and the child's walk over the steps. Must not know what a step does.
+//!
+//! ```text
+//!   caller (creates)                     child                                caller (starts), maybe much later
+//!   ----------------                     -----                                ---------------------------------
+//!   clone3 ────────────────────────────▶ walks the steps
+//!   runs hooks ◀──────────── reached ─── AwaitCaller
+//!        ──────────────────── go ──────▶
+//!   returns; its end closes ◀─ reached ─ AwaitStart: accepts ◀─────────────── connects to the start socket, one byte
+//!                                        the connection is the channel now
+//!                                        AwaitCaller ── reached ────────────▶ runs startContainer hooks
+//!                                                    ◀──── go ───────────────
+//!                                        a step fails ── index, errno, text ▶ tells it
+//!                                        execve ──────── end of file ───────▶ the container runs
+//! ```
+//!
+//! Without `AwaitStart` the last two lines go to the first caller: a resident start waits for no answer at all.
+//!
+//! The start socket listens in a folder of the caller's. Once the creator is gone the waiting child alone holds it, so the
+//! kernel itself tells a created container (connecting works) from a running one (refused), and a failure to run the
+//! program finds its way back. A fifo, as runc and crun use it, does neither.
+
+use crate::plan::{StartError, above_standard};
+use crate::step::Step;
+use crate::sys::{self, Errno};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, socketpair,
+};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// A message of the child: the step's index and the errno, 32 bits each in the machine's order, and a text.
+const HEADER_LENGTH: usize = 8;
+/// The longest message; a text is cut to it.
+const MESSAGE_MAXIMUM: usize = 512;
+/// What the caller answers, and what `start` begins with.
+const GO: [u8; 1] = [b'!'];
+
+/// The socket pair between a caller and its child. Each message stays whole, and the end of the other side is seen.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) caller: OwnedFd,
+    pub(crate) child: OwnedFd,
+}
+
+impl Channel {
+    pub(crate) fn new() -> Result<Channel, StartError> {
+        let failed = |source: rustix::io::Errno| StartError::Caller { call: "socketpair", source: source.into() };
+        let (caller, child) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(failed)?;
+        Ok(Channel { caller: above_standard(caller)?, child: above_standard(child)? })
+    }
+}
+
+/// What a child says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// It has reached this step and waits for the caller.
+    Reached(usize),
+    /// This step failed; the text tells it, if the listener can't know the plan.
+    Failed { index: usize, errno: i32, text: String },
+    /// It runs its program, or is gone.
+    End,
+}
+
+/// Reads the next message.
+pub(crate) fn receive(channel: &OwnedFd) -> Result<Message, StartError> {
+    let mut buffer = [0_u8; MESSAGE_MAXIMUM];
+    let read = loop {
+        match rustix::io::read(channel, &mut buffer) {
+            Err(rustix::io::Errno::INTR) => {}
+            // A listening socket that closes before it has accepted resets its connections: that child is gone.
+            result => break result.map_err(|source| StartError::Caller { call: "read", source: source.into() })?,
+        }
+    };
+    let Some((header, text)) = buffer[..read].split_at_checked(HEADER_LENGTH) else {
+        return if read == 0 { Ok(Message::End) } else { Err(StartError::Report) };
+    };
+    let (index, errno) = header.split_at(4);
+    let word = |bytes: &[u8]| bytes.try_into().map(u32::from_ne_bytes).map_err(|_| StartError::Report);
+    let (index, errno) = (word(index)? as usize, word(errno)? as i32);
+    Ok(match errno {
+        0 => Message::Reached(index),
+        _ => Message::Failed { index, errno, text: String::from_utf8_lossy(text).into_owned() },
+    })
+}
+
+/// Lets the child go on.
+pub(crate) fn let_go(channel: &OwnedFd) -> Result<(), StartError> {
+    let sent = rustix::net::send(channel, &GO, rustix::net::SendFlags::NOSIGNAL);
+    sent.map(drop).map_err(|source| StartError::Caller { call: "send", source: source.into() })
+}
+
+/// Walks the steps. Runs in the child; returns only on failure.
+pub(crate) fn walk(steps: &[Step], caller_end: i32, channel: i32) {
+    // With this copy open, the child would never see its caller's end.
+    sys::close(caller_end);
+    let mut texts: (usize, &[String]) = (usize::MAX, &[]);
+    for (index, step) in steps.iter().enumerate() {
+        let done = match step {
+            Step::AwaitCaller => await_caller(index, channel),
+            Step::AwaitStart { listener, later } => {
+                texts = (index + 1, later);
+                await_start(index, channel, *listener)
+            }
+            step => step.run(),
+        };
+        if let Err(errno) = done {
+            let text = index.checked_sub(texts.0).and_then(|late| texts.1.get(late)).map_or("", String::as_str);
+            // If even this fails the caller sees an early end of the child.
+            let _ = say(channel, index, errno.0, text);
+            return;
+        }
+    }
+}
+
+fn say(channel: i32, index: usize, errno: i32, text: &str) -> sys::Result<()> {
+    let mut message = [0_u8; MESSAGE_MAXIMUM];
+    let length = text.len().min(MESSAGE_MAXIMUM - HEADER_LENGTH);
+    message[..4].copy_from_slice(&(index as u32).to_ne_bytes());
+    message[4..HEADER_LENGTH].copy_from_slice(&errno.to_ne_bytes());
+    message[HEADER_LENGTH..HEADER_LENGTH + length].copy_from_slice(&text.as_bytes()[..length]);
+    sys::write(channel, &message[..HEADER_LENGTH + length]).map(drop)
+}
+
+fn await_caller(index: usize, channel: i32) -> sys::Result<()> {
+    say(channel, index, 0, "")?;
+    let mut answer = [0_u8];
+    match sys::read(channel, &mut answer)? {
+        0 => Err(Errno(libc::ECANCELED)),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for somebody who connects and sends a byte; others only look whether anybody waits.
+fn await_start(index: usize, channel: i32, listener: i32) -> sys::Result<()> {
+    say(channel, index, 0, "")?;
+    sys::close(channel);
+    loop {
+        let connection = sys::accept(listener)?;
+        if sys::read(connection, &mut [0_u8]) == Ok(1) {
+            if connection != channel {
+                sys::duplicate_onto(connection, channel, true)?;
+                sys::close(connection);
+            }
+            sys::close(listener);
+            return Ok(());
+        }
+        sys::close(connection);
+    }
+}
+
+/// Names a socket through a descriptor of its folder: an address takes 107 bytes, a path may be longer.
+fn with_address<T>(path: &Path, act: impl FnOnce(&SocketAddrUnix) -> rustix::io::Result<T>) -> io::Result<T> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket's path needs a folder and a name"));
+    };
+    let folder = if folder == OsStr::new("") { Path::new(".") } else { folder };
+    let folder = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(folder)?;
+    let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    Ok(act(&SocketAddrUnix::new(&path)?)?)
+}
+
+fn start_socket() -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
+/// Makes the socket on which a created container waits, for [`crate::Extras::start_socket`]. Only those who may enter its
+/// folder may connect: the folder must be the caller's own.
+///
+/// # Errors
+/// The kernel's refusal, such as `EADDRINUSE` if the path exists.
+pub fn bind_start_socket(path: &Path) -> io::Result<OwnedFd> {
+    let socket = start_socket()?;
+    with_address(path, |address| bind(&socket, address))?;
+    listen(&socket, 16)?;
+    Ok(socket)
+}
+
+/// Tells whether a container waits on its start socket: it is created, and neither started nor dead.
+///
+/// # Errors
+/// What has nothing to do with a missing or silent socket.
+pub fn is_waiting(path: &Path) -> io::Result<bool> {
+    match connect_to(path) {
+        Ok(_) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ECONNREFUSED) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Connects to the start socket of a waiting container.
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let socket = start_socket()?;
+    with_address(path, |address| connect(socket.as_fd(), address))?;
+    Ok(socket)
+}

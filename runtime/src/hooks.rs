@@ -1,0 +1,283 @@
+//! Hooks: programs of the host's or the image's owner that run at fixed points of a container's life.
+//!
+//! Owns their environment, their state on standard input, their time limit and their order; runtime-spec config.md,
+//! "POSIX-platform Hooks". Must not decide what a failure means for the container: the start does.
+
+use crate::cgroup::Cgroup;
+use crate::compile::PlanError;
+use crate::exec::{self, ExecRequest};
+use crate::oci;
+use crate::plan::{Exit, Plan, Reaper, StartError, Started, Stdio, wait};
+use crate::process::{self, c_string};
+use crate::step::{Command, Step};
+use crate::sys::StringList;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How much of a failed hook's output an error tells, from its end.
+const OUTPUT_MAXIMUM: u64 = 2048;
+
+/// Why a hook stopped what it belongs to.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It could not be run.
+    #[error("hook {at}: cannot run {}", path.display())]
+    Start {
+        /// Its place in the specification, as `hooks.createRuntime[0]`.
+        at: String,
+        /// The program.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: Box<StartError>,
+    },
+    /// It ended with anything but exit code 0.
+    #[error("hook {at}: {} ended with {exit:?}{output}", path.display())]
+    Failed {
+        /// Its place in the specification.
+        at: String,
+        /// The program.
+        path: PathBuf,
+        /// How it ended.
+        exit: Exit,
+        /// The last of what it printed, after a colon; empty if nothing.
+        output: String,
+    },
+    /// It ran longer than it may, and was killed.
+    #[error("hook {at}: {} was killed after its timeout of {seconds} s", path.display())]
+    Timeout {
+        /// Its place in the specification.
+        at: String,
+        /// The program.
+        path: PathBuf,
+        /// The limit.
+        seconds: u64,
+    },
+    /// The caller could not prepare or watch it.
+    #[error("hook {at}: {call} failed")]
+    Caller {
+        /// Its place in the specification.
+        at: String,
+        /// The system call.
+        call: &'static str,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What hooks are told of their container; runtime-spec runtime.md, "State".
+#[derive(Clone, Debug, Default)]
+pub struct HookState {
+    /// The version of the specification that the container's follows.
+    pub version: String,
+    /// The container's identifier.
+    pub id: String,
+    /// The absolute path of its bundle.
+    pub bundle: PathBuf,
+    /// The specification's annotations.
+    pub annotations: HashMap<String, String>,
+}
+
+impl HookState {
+    /// Writes the state as JSON. `pid` is the container's first process, as whoever reads it sees it.
+    pub fn json(&self, pid: Option<i32>, status: oci::ContainerState) -> Vec<u8> {
+        let mut state = oci::State::default();
+        state
+            .set_version(self.version.clone())
+            .set_id(self.id.clone())
+            .set_status(status)
+            .set_pid(pid)
+            .set_bundle(self.bundle.clone())
+            .set_annotations(Some(self.annotations.clone()));
+        serde_json::to_vec(&state).expect("texts, numbers and maps of texts have a JSON form")
+    }
+}
+
+/// Runs hooks in the caller's namespaces, one after the other; for `poststart` and `poststop`, which are the command line's.
+///
+/// # Errors
+/// The first [`HookError`]; the hooks after it have not run.
+pub fn run_hooks(name: &str, hooks: &[oci::Hook], state: &[u8]) -> Result<(), HookError> {
+    each(name, hooks, state, |hook, stdio| {
+        let mut plan = Plan::empty()?;
+        end(&mut plan, hook, stdio)?;
+        plan.start()
+    })
+}
+
+/// The hooks around a container's creation, and what they are told.
+#[derive(Debug)]
+pub(crate) struct CreateHooks {
+    pub(crate) hooks: oci::Hooks,
+    pub(crate) state: HookState,
+}
+
+impl CreateHooks {
+    /// Runs what belongs between the container's mounts and its new root: `prestart` and `createRuntime` in the caller's
+    /// namespaces, then `createContainer` in the container's, where the host's files are still in sight.
+    pub(crate) fn run(&self, container: &Started) -> Result<(), HookError> {
+        let state = |pid| self.state.json(Some(pid), oci::ContainerState::Creating);
+        let outside = state(container.pid);
+        #[allow(deprecated)] // The specification deprecates it, and engines use it all the same.
+        let prestart = self.hooks.prestart().as_deref().unwrap_or_default();
+        run_hooks("prestart", prestart, &outside)?;
+        run_hooks("createRuntime", self.hooks.create_runtime().as_deref().unwrap_or_default(), &outside)?;
+        let inside = self.hooks.create_container().as_deref().unwrap_or_default();
+        if inside.is_empty() {
+            return Ok(());
+        }
+        each("createContainer", inside, &state(pid_inside(container.pid)), |hook, stdio| {
+            let target = exec::duplicate(container.pidfd.as_fd())?;
+            let mut plan = Plan::empty()?;
+            exec::enter(&target, &mut plan.steps);
+            end(&mut plan, hook, stdio)?;
+            exec::start_inside(plan, &target)
+        })
+    }
+}
+
+/// What [`start_hooks`] needs of a container that waits for its start.
+#[derive(Clone, Copy)]
+pub(crate) struct Waiting<'a> {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: BorrowedFd<'a>,
+    pub(crate) spec: &'a oci::Spec,
+    pub(crate) cgroup: Option<&'a Cgroup>,
+}
+
+/// Runs the `startContainer` hooks inside the container, confined as its process will be.
+pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(), HookError> {
+    let Waiting { pid, pidfd, spec, cgroup } = container;
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_deref()).unwrap_or_default();
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let state = state.json(Some(pid_inside(pid)), oci::ContainerState::Created);
+    each("startContainer", hooks, &state, |hook, stdio| {
+        let mut process = spec.process().clone().unwrap_or_default();
+        process.set_terminal(None);
+        let target = exec::duplicate(pidfd)?;
+        let request = ExecRequest { target: pidfd, process: &process, spec, cgroup, stdio, reaper: Reaper::Caller };
+        let mut plan = exec::compile(request, &target)?;
+        plan.steps.pop();
+        plan.steps.push(Step::Execute { command: command(hook)? });
+        exec::start_inside(plan, &target)
+    })
+}
+
+/// The process's number in its own pid namespace; see proc_pid_status(5), `NSpid`.
+fn pid_inside(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    line.and_then(|pids| pids.split_whitespace().last()).and_then(|pid| pid.parse().ok()).unwrap_or(pid)
+}
+
+/// Adds the last part of a hook's plan.
+fn end(plan: &mut Plan, hook: &oci::Hook, stdio: Stdio) -> Result<(), StartError> {
+    process::streams(stdio, &mut plan.steps, &mut plan.held)?;
+    plan.steps.push(Step::CloseDescriptors { first: 3, keep: vec![plan.channel.child.as_raw_fd()] });
+    plan.steps.push(Step::ResetSignals);
+    plan.steps.push(Step::Execute { command: command(hook)? });
+    Ok(())
+}
+
+fn command(hook: &oci::Hook) -> Result<Arc<Command>, PlanError> {
+    let path = c_string("hook.path", hook.path().as_os_str().as_encoded_bytes())?;
+    let list = |at: &str, texts: &Option<Vec<String>>| {
+        texts.iter().flatten().map(|text| c_string(at, text.as_str())).collect::<Result<Vec<_>, _>>()
+    };
+    let mut arguments = list("hook.args", hook.args())?;
+    if arguments.is_empty() {
+        arguments.push(path.clone());
+    }
+    Ok(Arc::new(Command {
+        name: hook.path().display().to_string(),
+        search: String::new(),
+        candidates: vec![path],
+        arguments: StringList::new(arguments),
+        environment: StringList::new(list("hook.env", hook.env())?),
+    }))
+}
+
+/// Runs the hooks in order, each with the state as its standard input, until one fails.
+fn each(
+    name: &str,
+    hooks: &[oci::Hook],
+    state: &[u8],
+    start: impl Fn(&oci::Hook, Stdio) -> Result<Started, StartError>,
+) -> Result<(), HookError> {
+    for (index, hook) in hooks.iter().enumerate() {
+        let at = format!("hooks.{name}[{index}]");
+        let failed = |call| {
+            let at = at.clone();
+            move |source: io::Error| HookError::Caller { at, call, source }
+        };
+        // Files in memory never block, however much is in them and whoever doesn't read or write.
+        let mut input = memory_file(c"hook-state").map_err(failed("memfd_create"))?;
+        input.write_all(state).and_then(|()| input.rewind()).map_err(failed("write"))?;
+        let mut output = memory_file(c"hook-output").map_err(failed("memfd_create"))?;
+        let copy = || output.try_clone().map(OwnedFd::from).map_err(failed("dup"));
+        let stdio = Stdio { stdin: input.into(), stdout: copy()?, stderr: copy()? };
+        let started = start(hook, stdio).map_err(|error| HookError::Start {
+            at: at.clone(),
+            path: hook.path().clone(),
+            source: Box::new(error),
+        })?;
+        let limit = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
+        let exit = wait_at_most(&started, limit.map(Duration::from_secs)).map_err(failed("waitid"))?;
+        match (exit, limit) {
+            (Some(Exit::Code(0)), _) => {}
+            (None, Some(seconds)) => return Err(HookError::Timeout { at, path: hook.path().clone(), seconds }),
+            (exit, _) => {
+                let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
+                let output = last_words(&mut output).map_err(failed("read"))?;
+                return Err(HookError::Failed { at, path: hook.path().clone(), exit, output });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
+    Ok(File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?))
+}
+
+/// Waits for the end of a child; kills it when its time is over and then returns `None`.
+fn wait_at_most(started: &Started, limit: Option<Duration>) -> io::Result<Option<Exit>> {
+    let Some(limit) = limit else { return wait(started).map(Some) };
+    let end = Instant::now().checked_add(limit);
+    loop {
+        let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        match poll(&mut [PollFd::new(&started.pidfd, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => {
+                rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL)?;
+                wait(started)?;
+                return Ok(None);
+            }
+            Ok(_) => return wait(started).map(Some),
+        }
+    }
+}
+
+fn last_words(output: &mut File) -> io::Result<String> {
+    let length = output.seek(SeekFrom::End(0))?;
+    output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT_MAXIMUM)))?;
+    let mut bytes = Vec::new();
+    output.take(OUTPUT_MAXIMUM).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.trim_end();
+    Ok(if text.is_empty() { String::new() } else { format!(": {text}") })
+}
