@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use skeg_runtime::{Cgroup, host_cgroups, is_waiting, oci};
+use skeg_runtime::{Cgroup, is_waiting, oci};
 
 use super::state::{Record, Status};
 use super::store::Folder;
@@ -47,9 +47,12 @@ impl Container {
         init.open().with_context(|| format!("cannot look for process {}", init.pid))
     }
 
-    /// The cgroup; its folders may be gone.
+    /// The cgroup.
+    ///
+    /// # Errors
+    /// Somebody else has removed it.
     pub(crate) fn cgroup(&self) -> anyhow::Result<Cgroup> {
-        Ok(Cgroup::restore(&host_cgroups()?, &self.record.cgroup)?)
+        self.record.cgroup()?.with_context(|| format!("container {:?} has lost its cgroup", self.folder.id()))
     }
 
     /// What the container does now.
@@ -65,7 +68,8 @@ impl Container {
         }
         let socket = self.folder.file(START_SOCKET);
         let waiting = is_waiting(&socket).with_context(|| format!("cannot ask at {socket:?}"))?;
-        Ok(match (self.cgroup()?.is_frozen()?, waiting) {
+        let frozen = self.record.cgroup()?.map_or(Ok(false), |cgroup| cgroup.is_frozen())?;
+        Ok(match (frozen, waiting) {
             (true, _) => Status::Paused,
             (false, true) => Status::Created,
             (false, false) => Status::Running,

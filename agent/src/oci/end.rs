@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use skeg_runtime::{Cgroup, host_cgroups, oci, run_hooks, send_signal};
+use skeg_runtime::{oci, run_hooks, send_signal};
 
 use super::container::Container;
 use super::state::{Record, Status};
@@ -48,7 +48,7 @@ pub(crate) fn kill(root: &Path, id: &str, text: &str, all: bool) -> anyhow::Resu
     let Some(init) = container.init()? else {
         if all {
             // Without a pid namespace of its own, a container's processes outlive its first.
-            return Ok(container.cgroup()?.signal(number)?);
+            return Ok(container.record.cgroup()?.map_or(Ok(()), |cgroup| cgroup.signal(number))?);
         }
         // Engines know this very text.
         bail!("container not running");
@@ -95,7 +95,7 @@ pub(crate) fn delete(root: &Path, id: &str, force: bool) -> anyhow::Result<()> {
     };
     if force && let Some(record) = record {
         // Before the lock: whoever makes the container may wait for the very process that ends here.
-        cgroup(&record)?.kill()?;
+        end_processes(&record)?;
     }
     let locked = match folder.lock() {
         Err(error) if force && error.is::<Missing>() => return Ok(()),
@@ -124,8 +124,12 @@ pub(crate) fn delete(root: &Path, id: &str, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cgroup(record: &Record) -> anyhow::Result<Cgroup> {
-    Ok(Cgroup::restore(&host_cgroups()?, &record.cgroup)?)
+/// Ends all processes of a container.
+fn end_processes(record: &Record) -> anyhow::Result<()> {
+    match record.cgroup()? {
+        Some(cgroup) if record.owns_cgroup => Ok(cgroup.kill()?),
+        _ => Ok(()),
+    }
 }
 
 /// Ends what is left of a container and removes what was made for it.
@@ -133,9 +137,13 @@ fn cgroup(record: &Record) -> anyhow::Result<Cgroup> {
 /// # Errors
 /// Something refuses to go; the folder stays, so that the removal can be tried again.
 pub(crate) fn remove(locked: Locked, record: &Record) -> anyhow::Result<()> {
-    let cgroup = cgroup(record)?;
-    cgroup.kill()?;
-    cgroup.remove()?;
+    end_processes(record)?;
+    // One that others use is not removed: the container was cut short, or refused, before it was its own.
+    if let Some(cgroup) = record.cgroup()?
+        && (record.owns_cgroup || cgroup.processes()?.is_empty())
+    {
+        cgroup.remove()?;
+    }
     locked.remove()
 }
 

@@ -111,11 +111,19 @@ fn add_capabilities(process: &mut oci::Process, names: &[String]) -> anyhow::Res
     if added.is_empty() {
         return Ok(());
     }
-    let capabilities = process.capabilities_mut().get_or_insert_default();
-    capabilities.bounding_mut().get_or_insert_default().extend(added.iter().copied());
-    capabilities.effective_mut().get_or_insert_default().extend(added.iter().copied());
-    capabilities.permitted_mut().get_or_insert_default().extend(added);
+    let mut capabilities = process.capabilities().clone().unwrap_or_else(no_capabilities);
+    for set in [capabilities.bounding_mut(), capabilities.effective_mut(), capabilities.permitted_mut()] {
+        set.get_or_insert_default().extend(added.iter().copied());
+    }
+    process.set_capabilities(Some(capabilities));
     Ok(())
+}
+
+/// The type's own default has some in every set.
+fn no_capabilities() -> oci::LinuxCapabilities {
+    let mut none = oci::LinuxCapabilities::default();
+    none.set_bounding(None).set_effective(None).set_permitted(None).set_inheritable(None).set_ambient(None);
+    none
 }
 
 /// The container's cgroup, or existing ones below it: `[CONTROLLER[,CONTROLLER]:]PATH`.

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::Context as _;
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::termios::tcgetwinsize;
 use skeg_runtime::{Exit, Started, Terminal, send_signal, wait};
 
@@ -105,15 +105,15 @@ fn handle(signal: i32, started: &Started, carrier: Option<&Carrier>) -> anyhow::
 
 /// Reaps orphans of the container, which fall to this process; its first process is left to [`wait`].
 fn reap(first: i32) -> anyhow::Result<()> {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     loop {
-        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let ended = match waitid(WaitId::All, look) {
-            Ok(Some(status)) => status.pid(),
-            Ok(None) | Err(Errno::CHILD) => return Ok(()),
+        let ended = match waitid(Id::All, look) {
+            Ok(status) => status.pid(),
+            Err(nix::errno::Errno::ECHILD) => None,
             Err(error) => return Err(error).context("cannot look for orphans"),
         };
-        let Some(pid) = ended.filter(|pid| pid.as_raw_nonzero().get() != first) else { return Ok(()) };
-        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).context("cannot reap an orphan")?;
+        let Some(pid) = ended.filter(|pid| pid.as_raw() != first) else { return Ok(()) };
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).context("cannot reap an orphan")?;
     }
 }
 

@@ -131,7 +131,7 @@ pub(crate) fn events(root: &Path, id: &str, once: bool, interval: Duration) -> a
         return stats();
     }
     let watch = cgroup.watch_oom()?;
-    let mut kills = watch.kills()?;
+    let mut kills = watch.kills()?.unwrap_or(0);
     let mut next = Instant::now() + interval;
     loop {
         let left = next.saturating_duration_since(Instant::now());
@@ -149,7 +149,8 @@ pub(crate) fn events(root: &Path, id: &str, once: bool, interval: Duration) -> a
         }
         let [ended, changed] = descriptors.map(|descriptor| !descriptor.revents().is_empty());
         if changed {
-            let now = watch.kills()?;
+            // Its cgroup goes before or after the container: either is its end.
+            let Some(now) = watch.kills()? else { return Ok(()) };
             for _ in kills..now {
                 print_json(&json!({ "type": "oom", "id": id }), false)?;
             }

@@ -6,8 +6,9 @@
 //! ```text
 //!   config.json is read and checked      nothing is made of a bad one
 //!   the folder is made and locked        of several callers, one wins
-//!   state.json names the cgroup          from here on `delete --force` finds all that is made
-//!   the cgroup is made
+//!   state.json names the cgroup          from here on `delete --force` finds what is made
+//!   the cgroup is made, or was empty     one that is in use is somebody else's
+//!   state.json says that it is ours      from here on `delete --force` ends what runs in it
 //!   the process is cloned                in its cgroup; `create` leaves it waiting at start.sock
 //!   state.json names the process
 //!   the pid file is written              engines wait for it
@@ -66,6 +67,7 @@ impl Bundle {
             created: logs::timestamp(SystemTime::now()),
             annotations: self.spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
             cgroup,
+            owns_cgroup: false,
             init: None,
         }
     }
@@ -113,15 +115,18 @@ fn make(root: &Path, options: &Create, phase: Phase, detached: bool) -> anyhow::
     let console = Console::new(terminal, options.console_socket.as_deref(), detached)?;
     let host = host_cgroups()?;
     let locked = Folder::new(root, &options.id)?.create(root)?;
-    let mut record = bundle.record(&options.id, path.folders(&host)?);
+    let mut record = bundle.record(&options.id, Cgroup::place(&host, &path)?.folders());
     let mut spec = bundle.spec;
     let made = locked.write(&record).and_then(|()| {
+        let cgroup = Cgroup::prepare(&host, &path)?;
+        record.owns_cgroup = true;
+        locked.write(&record)?;
         let config = locked.file(CONFIG);
         let copy = serde_json::to_vec(&spec).context("config.json cannot be written as JSON")?;
         fs::write(&config, copy).with_context(|| format!("cannot write {config:?}"))?;
         notify::prepare(&locked, &mut spec)?;
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-        let cgroup = Cgroup::create(&host, &path, &resources.unwrap_or_else(no_limits))?;
+        cgroup.limit(&resources.unwrap_or_else(no_limits))?;
         start_process(&locked, &mut record, &mut spec, &cgroup, &console, options, phase)
     });
     match made {

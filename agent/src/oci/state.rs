@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
-use skeg_runtime::HookState;
+use skeg_runtime::{Cgroup, CgroupError, HookState, host_cgroups};
 
 /// The file `state.json` of a container's folder. What can be asked of the kernel is not in it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub(crate) struct Record {
     pub(crate) annotations: BTreeMap<String, String>,
     /// The folders of its cgroup, by controllers; written down before they are made.
     pub(crate) cgroup: BTreeMap<String, PathBuf>,
+    /// The cgroup was made, or found empty, so that all that runs in it is this container's.
+    pub(crate) owns_cgroup: bool,
     /// Its first process, once there is one.
     pub(crate) init: Option<Init>,
 }
@@ -90,6 +92,14 @@ impl Record {
             bundle: self.bundle.clone(),
             annotations: self.annotations.clone().into_iter().collect(),
             version: self.oci_version.clone(),
+        }
+    }
+
+    /// The cgroup, if it is still there.
+    pub(crate) fn cgroup(&self) -> Result<Option<Cgroup>, CgroupError> {
+        match Cgroup::restore(&host_cgroups()?, &self.cgroup) {
+            Err(CgroupError::Missing { .. }) => Ok(None),
+            cgroup => cgroup.map(Some),
         }
     }
 
