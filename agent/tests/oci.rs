@@ -34,7 +34,10 @@ fn a_container_goes_through_its_whole_life() {
     let created = bundle.oci(&["create", "--pid-file", pid_file.to_str().unwrap(), "one"]);
     assert_eq!((out(&created), err(&created)), (String::new(), String::new()), "create says nothing");
     let state = bundle.state("one");
-    assert_eq!((&state["status"], &state["id"], &state["annotations"]["org.example.key"]), (&json!("created"), &json!("one"), &json!("value")));
+    assert_eq!(
+        (&state["status"], &state["id"], &state["annotations"]["org.example.key"]),
+        (&json!("created"), &json!("one"), &json!("value"))
+    );
     assert_eq!(state["pid"].to_string(), fs::read_to_string(&pid_file).unwrap());
     assert_eq!(state["bundle"], json!(bundle.folder.path()));
     assert!(!bundle.root().join("said").exists(), "the program runs before start");
@@ -104,7 +107,10 @@ fn exec_gives_the_exit_code_and_changes_what_it_is_asked_to() {
     let file = bundle.folder.path().join("process.json");
     fs::write(&file, process.to_string()).unwrap();
     let told = bundle.works(&["exec", "--process", file.to_str().unwrap(), "one"]);
-    assert!(told.starts_with("from-a-file\n") && told.contains("Uid:\t5\t5\t5\t5") && told.contains("NoNewPrivs:\t1"), "{told}");
+    assert!(
+        told.starts_with("from-a-file\n") && told.contains("Uid:\t5\t5\t5\t5") && told.contains("NoNewPrivs:\t1"),
+        "{told}"
+    );
 
     let pid_file = bundle.folder.path().join("pid");
     bundle.works(&["exec", "--detach", "--pid-file", pid_file.to_str().unwrap(), "one", "sleep", "999"]);
@@ -229,7 +235,10 @@ fn hooks_run_in_their_order_and_know_the_container() {
     let log = bundle.folder.path().join("hooks.log");
     bundle.change(|config| {
         let hook = |name: &str| {
-            let script = format!("echo {name} $(cat | tr -d ' \\n' | sed 's/.*\"status\":\"\\([a-z]*\\)\".*/\\1/') >> {}", log.display());
+            let script = format!(
+                "echo {name} $(cat | tr -d ' \\n' | sed 's/.*\"status\":\"\\([a-z]*\\)\".*/\\1/') >> {}",
+                log.display()
+            );
             json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
         };
         config["hooks"] = json!({ "prestart": hook("prestart"), "createRuntime": hook("createRuntime"),
@@ -315,7 +324,10 @@ fn limits_can_be_changed_and_their_use_read() {
     update.stdin.take().unwrap().write_all(b"{\"pids\": {\"limit\": 30}}").unwrap();
     assert!(update.wait().unwrap().success());
     let event: Value = serde_json::from_str(&bundle.works(&["events", "--stats", "one"])).unwrap();
-    assert_eq!((&event["data"]["pids"]["limit"], &event["data"]["memory"]["usage"]["limit"]), (&json!(30), &json!(64 << 20)));
+    assert_eq!(
+        (&event["data"]["pids"]["limit"], &event["data"]["memory"]["usage"]["limit"]),
+        (&json!(30), &json!(64 << 20))
+    );
     bundle.works(&["delete", "--force", "one"]);
     bundle.nothing_is_left();
 }
@@ -325,8 +337,12 @@ fn only_descriptors_that_are_asked_for_are_passed_on() {
     needs_root!();
     let bundle = Bundle::new("descriptors", &["sh", "-c", "ls /proc/self/fd | tr '\\n' ' '; cat <&3"]);
     let run = |options: &str| {
-        let script = format!("exec 3<<EOF 4<&0 5<&0\npassed on\nEOF\nexec {} oci --root {} run {options} -b {} one", bundle::SKEGD,
-            bundle.state_folder().display(), bundle.folder.path().display());
+        let script = format!(
+            "exec 3<<EOF 4<&0 5<&0\npassed on\nEOF\nexec {} oci --root {} run {options} -b {} one",
+            bundle::SKEGD,
+            bundle.state_folder().display(),
+            bundle.folder.path().display()
+        );
         std::process::Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap()
     };
     // The last number is of the folder that ls reads.

@@ -41,7 +41,10 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
-pub use cgroup::{Cgroup, CgroupError, HostCgroups, Limits, host_cgroups};
+pub use cgroup::{
+    BlockEntry, BlockStats, Cgroup, CgroupError, CgroupPath, CpuStats, CpuUsage, HostCgroups, HugePageStats, Limits,
+    MemoryEntry, MemoryStats, OomWatch, PidsStats, Pressure, PressureTotal, Stats, Throttling, host_cgroups,
+};
 pub use compile::{Extras, PlanError, Request, Root};
 pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_process, read_config, read_process};
 pub use exec::{ExecRequest, exec};

@@ -129,7 +129,8 @@ impl Options {
 pub(crate) fn option_names() -> Vec<String> {
     let below = WORDS.iter().map(|(name, ..)| format!("r{name}"));
     let flags = WORDS.iter().map(|(name, ..)| *name).chain(FILESYSTEM_WORDS.iter().map(|(name, ..)| *name));
-    let others = ACCESS_TIME_WORDS.iter().map(|(name, ..)| *name).chain(PROPAGATION_WORDS.iter().map(|(name, _)| *name));
+    let others =
+        ACCESS_TIME_WORDS.iter().map(|(name, ..)| *name).chain(PROPAGATION_WORDS.iter().map(|(name, _)| *name));
     let mut names: Vec<_> = flags.chain(others).chain(["bind", "rbind"]).map(String::from).chain(below).collect();
     names.sort();
     names

@@ -34,8 +34,8 @@ mod format;
 mod read;
 mod task;
 
-pub(crate) use format::timestamp;
 pub use copy::{LogError, Pipes, Scratch, Writers};
+pub(crate) use format::timestamp;
 pub use read::{Options, ReadError, Reader, read};
 pub use task::Log;
 

@@ -37,7 +37,9 @@ impl Container {
     pub(crate) fn open(folder: Folder) -> anyhow::Result<Container> {
         match folder.record()? {
             Some(record) => Ok(Container { folder, record }),
-            None => bail!("container {:?} is not made yet, or its making was cut short; see `delete --force`", folder.id()),
+            None => {
+                bail!("container {:?} is not made yet, or its making was cut short; see `delete --force`", folder.id())
+            }
         }
     }
 

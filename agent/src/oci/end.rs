@@ -28,10 +28,12 @@ pub(crate) fn signal(text: &str) -> anyhow::Result<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let real_time = |rest: &str, base: i32, sign: i32| {
-        let offset = if rest.is_empty() { Some(0) } else { rest.get(1..).and_then(|offset| offset.parse::<i32>().ok()) };
+        let offset =
+            if rest.is_empty() { Some(0) } else { rest.get(1..).and_then(|offset| offset.parse::<i32>().ok()) };
         offset.map(|offset| base + sign * offset).filter(|number| REAL_TIME.contains(number))
     };
-    let number = if let Some(rest) = name.strip_prefix("RTMIN").filter(|rest| rest.is_empty() || rest.starts_with('+')) {
+    let number = if let Some(rest) = name.strip_prefix("RTMIN").filter(|rest| rest.is_empty() || rest.starts_with('+'))
+    {
         real_time(rest, *REAL_TIME.start(), 1)
     } else if let Some(rest) = name.strip_prefix("RTMAX").filter(|rest| rest.is_empty() || rest.starts_with('-')) {
         real_time(rest, *REAL_TIME.end(), -1)

@@ -2,7 +2,7 @@
 //!
 //! Owns how options change the container's own process into the new one. Must not know how it is started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -55,8 +55,6 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         cgroup: Some(&cgroup),
         stdio: own_streams()?,
         reaper: Reaper::Caller,
-        console: console.end()?,
-        preserve_fds,
     })?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, started.pid)?;
@@ -112,9 +110,10 @@ fn add_capabilities(process: &mut oci::Process, names: &[String]) -> anyhow::Res
         return Ok(());
     }
     let mut capabilities = process.capabilities().clone().unwrap_or_else(no_capabilities);
-    for set in [capabilities.bounding_mut(), capabilities.effective_mut(), capabilities.permitted_mut()] {
-        set.get_or_insert_default().extend(added.iter().copied());
-    }
+    let with = |set: &Option<HashSet<oci::Capability>>| Some(set.iter().flatten().chain(&added).copied().collect());
+    let [bounding, effective, permitted] =
+        [capabilities.bounding(), capabilities.effective(), capabilities.permitted()].map(with);
+    capabilities.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
     process.set_capabilities(Some(capabilities));
     Ok(())
 }
@@ -167,7 +166,9 @@ mod tests {
     fn cve_2026_30892_exec_takes_no_user_but_by_number() {
         assert_eq!(user("1000"), Ok((1000, None)));
         assert_eq!(user("0:7"), Ok((0, Some(7))));
-        for text in ["", "root", "1:", ":1", "1:2:3", "-1", "+1", "0x1", " 1", "1 ", "4294967295", "4294967296", "1:root"] {
+        for text in
+            ["", "root", "1:", ":1", "1:2:3", "-1", "+1", "0x1", " 1", "1 ", "4294967295", "4294967296", "1:root"]
+        {
             assert!(user(text).is_err(), "{text:?}");
         }
     }

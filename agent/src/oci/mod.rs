@@ -17,26 +17,21 @@ mod start;
 mod state;
 mod store;
 
-use std::process::ExitCode;
-
 use anyhow::{Context as _, bail};
 
 pub(crate) use arguments::Arguments;
 use arguments::{Command, Global};
 
 /// What runc's `exec` exits with when the process was not started.
-const EXEC_FAILED: u8 = 255;
+const EXEC_FAILED: i32 = 255;
 
-/// Carries out one command.
-pub(crate) fn main(arguments: &Arguments) -> ExitCode {
+/// Carries out one command; says the exit code.
+pub(crate) fn main(arguments: &Arguments) -> i32 {
     match run(arguments) {
-        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+        Ok(code) => code,
         Err(error) => {
             ::log::error!("{error:#}");
-            match arguments.command {
-                Command::Exec(_) => ExitCode::from(EXEC_FAILED),
-                _ => ExitCode::FAILURE,
-            }
+            if matches!(arguments.command, Command::Exec(_)) { EXEC_FAILED } else { 1 }
         }
     }
 }

@@ -67,7 +67,8 @@ impl Notify {
         let path = place.join("notify.sock");
         let inside = UnixDatagram::bind(&path).with_context(|| format!("cannot make the socket {path:?}"))?;
         // The container's user may be anyone.
-        fs::set_permissions(&path, Permissions::from_mode(0o777)).with_context(|| format!("cannot open up {path:?}"))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o777))
+            .with_context(|| format!("cannot open up {path:?}"))?;
         inside.set_nonblocking(true).context("cannot use the notify socket")?;
         let name = host.as_os_str().as_encoded_bytes();
         let host = match name.strip_prefix(b"@") {

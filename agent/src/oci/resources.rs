@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_docker_does() {
-        for (text, bytes) in [("0", 0), ("4096", 4096), ("64k", 65_536), ("3M", 3 << 20), ("1gb", 1 << 30), ("-1", -1)] {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("64k", 65_536), ("3M", 3 << 20), ("1gb", 1 << 30), ("-1", -1)]
+        {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
         for text in ["", "k", "-2", "1.5g", "1x", "99999999999t", "+1"] {

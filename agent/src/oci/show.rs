@@ -134,10 +134,7 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_they_need() {
         let rows = [["ID", "PID", "OWNER"], ["a-long-name-of-one", "7", "root"]].map(|row| row.map(String::from));
-        assert_eq!(
-            table(&rows),
-            "ID                   PID         OWNER\na-long-name-of-one   7           root\n"
-        );
+        assert_eq!(table(&rows), "ID                   PID         OWNER\na-long-name-of-one   7           root\n");
     }
 
     #[test]

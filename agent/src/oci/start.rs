@@ -23,7 +23,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, bail};
 use rustix::process::{getpid, set_child_subreaper};
 use skeg_runtime::{
-    Cgroup, CgroupPath, Extras, HookState, Plan, Reaper, Request, Root, StartRequest, Started, Stdio, bind_start_socket,
+    Cgroup, CgroupPath, Extras, Plan, Reaper, Request, Root, StartRequest, Started, Stdio, bind_start_socket,
     host_cgroups, oci, read_config, run_hooks, start_waiting,
 };
 
@@ -34,7 +34,7 @@ use super::end;
 use super::foreground::{Signals, attend};
 use super::notify::{self, Notify};
 use super::state::{Init, Record, Status};
-use super::store::{Folder, Locked};
+use super::store::{Folder, Locked, Missing};
 use crate::logs;
 
 /// A bundle that was read.
@@ -82,7 +82,6 @@ pub(crate) fn plan(bundle: &Path) -> anyhow::Result<()> {
         root: &root,
         cgroup: None,
         network: None,
-        user: None,
         stdio: own_streams()?,
         reaper: Reaper::Caller,
         extras: Extras::default(),
@@ -96,27 +95,35 @@ struct Made {
     record: Record,
     spec: oci::Spec,
     started: Started,
+    /// It waits at its start socket.
+    waits: bool,
     console: Console,
 }
 
-/// Whether a new container runs at once or waits.
+/// For what a container is made.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Waiting,
-    Running,
+enum Purpose {
+    /// To wait for `start`.
+    Create,
+    /// To run at once, without anybody who waits for it.
+    Detach,
+    /// To run at once, with this process in front of it.
+    Foreground,
 }
 
 /// Makes a container. A failure leaves nothing of it.
-fn make(root: &Path, options: &Create, phase: Phase, detached: bool) -> anyhow::Result<Made> {
+fn make(root: &Path, options: &Create, purpose: Purpose) -> anyhow::Result<Made> {
     let bundle = Bundle::read(&options.bundle, options.config.as_deref())?;
     let path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let path = CgroupPath::new(path, &options.id)?;
     let terminal = bundle.spec.process().as_ref().and_then(oci::Process::terminal) == Some(true);
-    let console = Console::new(terminal, options.console_socket.as_deref(), detached)?;
+    let console = Console::new(terminal, options.console_socket.as_deref(), purpose != Purpose::Foreground)?;
     let host = host_cgroups()?;
     let locked = Folder::new(root, &options.id)?.create(root)?;
     let mut record = bundle.record(&options.id, Cgroup::place(&host, &path)?.folders());
     let mut spec = bundle.spec;
+    let last_hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
+    let waits = purpose == Purpose::Create || last_hooks.is_some_and(|hooks| !hooks.is_empty());
     let made = locked.write(&record).and_then(|()| {
         let cgroup = Cgroup::prepare(&host, &path)?;
         record.owns_cgroup = true;
@@ -127,15 +134,12 @@ fn make(root: &Path, options: &Create, phase: Phase, detached: bool) -> anyhow::
         notify::prepare(&locked, &mut spec)?;
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
         cgroup.limit(&resources.unwrap_or_else(no_limits))?;
-        start_process(&locked, &mut record, &mut spec, &cgroup, &console, options, phase)
+        start_process(&locked, &mut record, &mut spec, &cgroup, &console, options, waits)
     });
     match made {
-        Ok(started) => Ok(Made { locked, record, spec, started, console }),
+        Ok(started) => Ok(Made { locked, record, spec, started, waits, console }),
         Err(error) => {
-            if let Err(left) = end::remove(locked, &record) {
-                log::error!("container {:?} is not removed: {left:#}", options.id);
-            }
-            end::poststop(&spec, &record);
+            undo(locked, &record, &spec);
             Err(error)
         }
     }
@@ -156,32 +160,21 @@ fn start_process(
     cgroup: &Cgroup,
     console: &Console,
     options: &Create,
-    phase: Phase,
+    waits: bool,
 ) -> anyhow::Result<Started> {
     let root = Root::Folder(record.rootfs.clone());
     let hooks = record.hook_state();
     let preserve_fds = options.preserve_fds + pass_listening(spec.process_mut().as_mut());
     let socket = locked.file(START_SOCKET);
-    let start_socket = match phase {
-        Phase::Waiting => Some(bind_start_socket(&socket).with_context(|| format!("cannot make {socket:?}"))?),
-        Phase::Running => None,
-    };
+    let start_socket = waits.then(|| bind_start_socket(&socket).with_context(|| format!("cannot make {socket:?}")));
     let request = Request {
         spec,
         root: &root,
         cgroup: Some(cgroup),
         network: None,
-        user: None,
         stdio: own_streams()?,
         reaper: Reaper::Caller,
-        extras: Extras {
-            start_socket,
-            hooks: Some(&hooks),
-            console: console.end()?,
-            preserve_fds,
-            no_pivot: options.no_pivot,
-            keyring: (!options.no_new_keyring).then(|| format!("_ses.{}", options.id)),
-        },
+        extras: Extras { start_socket: start_socket.transpose()?, hooks: Some(&hooks) },
     };
     let started = Plan::compile(request)?.start()?;
     record.init = Some(Init::of(started.pid).context("cannot look at the new process")?);
@@ -232,7 +225,7 @@ pub(crate) fn write_pid_file(path: &Path, pid: i32) -> anyhow::Result<()> {
 
 /// `create`
 pub(crate) fn create(root: &Path, options: &Create) -> anyhow::Result<()> {
-    make(root, options, Phase::Waiting, true).map(drop)
+    make(root, options, Purpose::Create).map(drop)
 }
 
 /// `start`
@@ -241,32 +234,54 @@ pub(crate) fn start(root: &Path, id: &str) -> anyhow::Result<()> {
     let container = Container::open(locked.clone())?;
     let status = container.status()?;
     let init = container.init()?;
-    let (Status::Created, Some(init), Some(Init { pid, .. })) = (status, init, container.record.init) else {
+    let (Status::Created, Some(pidfd), Some(Init { pid, .. })) = (status, init, container.record.init) else {
         bail!("cannot start container {id:?}: it is {status}, not created");
     };
     let spec = container.spec()?;
     let notify = Notify::open(&locked)?;
-    let hooks = container.record.hook_state();
-    start_waiting(StartRequest {
+    let started = Started { pid, pidfd };
+    match let_run(&locked, &container.record, &spec, &started).and_then(|()| poststart(&spec, &container.record, pid)) {
+        Err(error) => {
+            undo(locked, &container.record, &spec);
+            Err(error)
+        }
+        Ok(()) => {
+            drop(locked);
+            notify.map_or(Ok(()), |notify| notify.wait(pid, &started.pidfd))
+        }
+    }
+}
+
+/// Lets a container that waits run its program.
+fn let_run(locked: &Locked, record: &Record, spec: &oci::Spec, started: &Started) -> anyhow::Result<()> {
+    let cgroup = record.cgroup()?;
+    let request = StartRequest {
         socket: &locked.file(START_SOCKET),
-        pid,
-        target: init.as_fd(),
-        spec: &spec,
-        cgroup: Some(&container.cgroup()?),
-        hooks: &hooks,
-    })?;
-    drop(locked);
-    poststart(&spec, &hooks, pid)?;
-    notify.map_or(Ok(()), |notify| notify.wait(pid, &init))
+        pid: started.pid,
+        target: started.pidfd.as_fd(),
+        spec,
+        cgroup: cgroup.as_ref(),
+        hooks: &record.hook_state(),
+    };
+    Ok(start_waiting(request)?)
 }
 
 /// Runs the poststart hooks.
-fn poststart(spec: &oci::Spec, state: &HookState, pid: i32) -> anyhow::Result<()> {
+fn poststart(spec: &oci::Spec, record: &Record, pid: i32) -> anyhow::Result<()> {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref()).unwrap_or_default();
     if hooks.is_empty() {
         return Ok(());
     }
-    Ok(run_hooks("poststart", hooks, &state.json(Some(pid), oci::ContainerState::Running))?)
+    Ok(run_hooks("poststart", hooks, &record.hook_state().json(Some(pid), oci::ContainerState::Running))?)
+}
+
+/// Removes a container that could not be made or started (runtime.md, "Lifecycle", steps 12 and 13). The error that
+/// led here is the one to tell; one more is only logged.
+fn undo(locked: Locked, record: &Record, spec: &oci::Spec) {
+    if let Err(error) = end::remove(locked, record) {
+        log::error!("container {:?} is not removed: {error:#}", record.id);
+    }
+    end::poststop(spec, record);
 }
 
 /// `run`; says the program's exit code.
@@ -276,21 +291,26 @@ pub(crate) fn run(root: &Path, options: &Run) -> anyhow::Result<i32> {
     }
     // Before the clone: no signal and no end of a child is lost.
     let signals = if options.detach { None } else { Some(Signals::catch()?) };
-    let made = make(root, &options.create, Phase::Running, options.detach)?;
-    let Made { locked, record, spec, started, mut console } = made;
+    let purpose = if options.detach { Purpose::Detach } else { Purpose::Foreground };
+    let Made { locked, record, spec, started, waits, console } = make(root, &options.create, purpose)?;
     let notify = Notify::open(&locked)?;
+    let begun = if waits { let_run(&locked, &record, &spec, &started) } else { Ok(()) };
+    if let Err(error) = begun.and_then(|()| poststart(&spec, &record, started.pid)) {
+        undo(locked, &record, &spec);
+        return Err(error);
+    }
     let folder = locked.clone();
     drop(locked);
-    let ended = poststart(&spec, &record.hook_state(), started.pid).and_then(|()| match &signals {
-        Some(signals) => attend(&started, signals, console.receive()?, notify.as_ref()),
+    let ended = match &signals {
+        Some(signals) => console.receive().and_then(|master| attend(&started, signals, master, notify.as_ref())),
         None => notify.map_or(Ok(()), |notify| notify.wait(started.pid, &started.pidfd)).map(|()| 0),
-    });
+    };
     if ended.is_ok() && (options.detach || options.keep) {
         return ended;
     }
-    // Somebody else may have deleted it first.
     match folder.lock() {
-        Err(error) if error.is::<super::store::Missing>() => return ended,
+        // Somebody else has deleted it.
+        Err(error) if error.is::<Missing>() => return ended,
         locked => end::remove(locked?, &record)?,
     }
     end::poststop(&spec, &record);

@@ -94,7 +94,10 @@ impl Folder {
     pub(crate) fn create(self, root: &Path) -> anyhow::Result<Locked> {
         let mut builder = DirBuilder::new();
         builder.mode(0o700);
-        builder.recursive(true).create(root).with_context(|| format!("cannot make the folder of containers {root:?}"))?;
+        builder
+            .recursive(true)
+            .create(root)
+            .with_context(|| format!("cannot make the folder of containers {root:?}"))?;
         match builder.recursive(false).create(&self.path) {
             Ok(()) => self.lock(),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

@@ -77,7 +77,7 @@ pub(crate) fn own(fd: i32) -> OwnedFd {
 }
 
 /// Turns libc's `-1` into the error number.
-fn check(value: libc::c_long) -> Result<usize> {
+pub(super) fn check(value: libc::c_long) -> Result<usize> {
     if value < 0 {
         // SAFETY: the C library's errno location is always valid for the calling thread.
         return Err(Errno(unsafe { *libc::__errno_location() }));

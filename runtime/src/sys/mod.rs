@@ -5,8 +5,10 @@
 
 #![allow(unsafe_code)]
 
+mod bpf;
 mod calls;
 mod clone;
 
+pub(crate) use bpf::*;
 pub(crate) use calls::*;
 pub(crate) use clone::*;

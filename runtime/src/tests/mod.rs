@@ -9,4 +9,4 @@ mod failures;
 mod golden;
 mod life;
 mod rights;
-mod support;
+pub(crate) mod support;
