@@ -6,18 +6,24 @@
 #![forbid(unsafe_code)]
 
 pub mod blobs;
+mod bundle;
 pub mod client;
 mod digest;
 pub mod platform;
 pub mod reference;
+mod split;
 pub mod store;
 mod tar;
 #[cfg(test)]
 mod testing;
 pub mod unpack;
 
-pub use client::{Client, ClientError, Endpoint};
+pub use bundle::BundleError;
+pub use client::{Client, ClientError, Endpoint, Login, Logins, Sources};
 pub use digest::{Digest, DigestError};
 pub use platform::{NoPlatform, Platform};
 pub use reference::{Reference, ReferenceError};
-pub use store::{Image, Progress, PullError, Store, StoreError};
+pub use store::{
+    ExportError, Goal, Image, ImportError, Limits, Listed, NameError, Progress, PullError, Store, StoreError, Target,
+    Usage, Verified,
+};

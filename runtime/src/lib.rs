@@ -36,10 +36,10 @@ mod signal;
 mod spec;
 mod step;
 mod sys;
-mod syscalls;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod user_namespace;
 
 pub use cgroup::{
     BlockEntry, BlockStats, Cgroup, CgroupError, CgroupPath, CpuStats, CpuUsage, HostCgroups, HugePageStats, Limits,
@@ -52,6 +52,7 @@ pub use executable::protect_executable;
 pub use features::features;
 pub use handshake::{bind_start_socket, is_waiting};
 pub use hooks::{HookError, HookState, run_hooks};
+pub use mounts::mount_options;
 pub use network::{NetworkError, new_network};
 pub use oci_spec::runtime as oci;
 pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, start_waiting, wait};
@@ -59,3 +60,4 @@ pub use seccomp::{SeccompError, default_seccomp};
 pub use signal::send_signal;
 pub use spec::default_spec;
 pub use terminal::{Terminal, TerminalError};
+pub use user_namespace::{UserNamespaceError, new_user_namespace};

@@ -125,7 +125,14 @@ impl Cgroup {
         let cgroup = Cgroup::place(host, path)?;
         cgroup.folders.iter().try_for_each(Folder::make)?;
         let processes = cgroup.processes()?;
-        if processes.is_empty() { Ok(cgroup) } else { Err(CgroupError::Busy { path: cgroup.path(), processes }) }
+        if !processes.is_empty() {
+            return Err(CgroupError::Busy { path: cgroup.path(), processes });
+        }
+        // Whoever is born in a cgroup that was left frozen never gets as far as its first instruction.
+        if cgroup.is_frozen()? {
+            cgroup.thaw()?;
+        }
+        Ok(cgroup)
     }
 
     /// Makes the cgroup and sets its limits: [`Cgroup::prepare`] and [`Cgroup::limit`].

@@ -51,6 +51,10 @@ pub(crate) struct Stat {
     pub(crate) mode: u32,
     /// `st_rdev`.
     pub(crate) device: u64,
+    /// `st_uid`.
+    pub(crate) user: u32,
+    /// `st_gid`.
+    pub(crate) group: u32,
 }
 
 impl Stat {
@@ -134,6 +138,45 @@ pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize> {
             result => return result,
         }
     }
+}
+
+/// sendmsg(2) of a message with one descriptor attached; unix(7), `SCM_RIGHTS`.
+pub(crate) fn send_descriptor(socket: i32, bytes: &[u8], descriptor: i32) -> Result<()> {
+    /// `struct cmsghdr` with one descriptor, padded as the kernel pads it.
+    #[repr(C, align(8))]
+    struct Attached {
+        header: libc::cmsghdr,
+        descriptor: i32,
+    }
+    // SAFETY: all-zero bytes are a valid cmsghdr and a valid i32.
+    let mut attached: Attached = unsafe { std::mem::zeroed() };
+    attached.header.cmsg_level = libc::SOL_SOCKET;
+    attached.header.cmsg_type = libc::SCM_RIGHTS;
+    // SAFETY: CMSG_LEN only computes.
+    attached.header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<i32>() as u32) } as _;
+    attached.descriptor = descriptor;
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero bytes are a valid struct msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut attached).cast();
+    message.msg_controllen = size_of::<Attached>() as _;
+    // SAFETY: the message's parts are alive for the call and of the lengths given; sending changes none of them.
+    check(unsafe { libc::syscall(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL) }).map(drop)
+}
+
+/// The kind of a namespace as its `CLONE_NEW*` flag; ioctl_ns(2), `NS_GET_NSTYPE`. `ENOTTY` if it is none.
+pub(crate) fn namespace_kind(fd: i32) -> Result<i32> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this ioctl takes no argument.
+    Ok(check(unsafe { libc::syscall(libc::SYS_ioctl, fd, NS_GET_NSTYPE) })? as i32)
+}
+
+/// chroot(2).
+pub(crate) fn change_root(path: &CStr) -> Result<()> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_chroot, path.as_ptr()) }).map(drop)
 }
 
 /// accept4(2), again after a signal; close-on-exec.
@@ -307,7 +350,7 @@ pub(crate) fn stat(fd: i32) -> Result<Stat> {
     check(libc::c_long::from(unsafe { libc::fstat(fd, buffer.as_mut_ptr()) }))?;
     // SAFETY: all-zero bytes are a valid struct stat, and fstat has filled it.
     let stat = unsafe { buffer.assume_init() };
-    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev })
+    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev, user: stat.st_uid, group: stat.st_gid })
 }
 
 /// Asks whether the caller may execute an open file, by faccessat2(2).
@@ -440,17 +483,30 @@ pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64)
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
 }
 
-/// seccomp(2), `SECCOMP_SET_MODE_FILTER`.
-pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<()> {
+/// One instruction of classic BPF, `struct sock_filter` of linux/filter.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    pub(crate) code: u16,
+    /// Instructions to skip if the comparison holds.
+    pub(crate) if_true: u8,
+    /// Instructions to skip if it does not.
+    pub(crate) if_false: u8,
+    pub(crate) value: u32,
+}
+
+/// seccomp(2), `SECCOMP_SET_MODE_FILTER`. Returns the listener's descriptor if the flags ask for one, else 0.
+pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> Result<i32> {
     #[repr(C)]
     struct Program {
         length: u16,
-        filter: *const seccompiler::sock_filter,
+        filter: *const Instruction,
     }
     let length = u16::try_from(program.len()).map_err(|_| Errno(libc::E2BIG))?;
     let program = Program { length, filter: program.as_ptr() };
     // SAFETY: `program` has the layout of struct sock_fprog and points to `length` instructions.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+    let value = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    Ok(check(value)? as i32)
 }
 
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.

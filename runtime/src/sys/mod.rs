@@ -8,7 +8,9 @@
 mod bpf;
 mod calls;
 mod clone;
+mod files;
 
 pub(crate) use bpf::*;
 pub(crate) use calls::*;
 pub(crate) use clone::*;
+pub(crate) use files::*;

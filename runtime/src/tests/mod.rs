@@ -8,5 +8,7 @@ mod entering;
 mod failures;
 mod golden;
 mod life;
+mod mounts;
+mod namespaces;
 mod rights;
 pub(crate) mod support;

@@ -32,9 +32,10 @@ pub(crate) struct Ground {
     pub(super) folder: tempfile::TempDir,
     pub(crate) cgroup: Option<Cgroup>,
     /// The cgroup's name below each hierarchy's root.
-    pub(super) name: String,
+    pub(crate) name: String,
     pub(super) extra_lower: Vec<PathBuf>,
     pub(super) network: Option<OwnedFd>,
+    pub(super) user: Option<OwnedFd>,
     pub(super) reaper: Reaper,
     pub(super) folder_root: bool,
 }
@@ -59,6 +60,7 @@ impl Ground {
             name: String::new(),
             extra_lower: Vec::new(),
             network: None,
+            user: None,
             reaper: Reaper::Caller,
             folder_root: false,
         }
@@ -101,6 +103,7 @@ impl Ground {
             root: &root,
             cgroup: self.cgroup.as_ref(),
             network: self.network.as_ref().map(std::os::fd::AsFd::as_fd),
+            user: self.user.as_ref().map(std::os::fd::AsFd::as_fd),
             stdio,
             reaper: self.reaper,
             extras,

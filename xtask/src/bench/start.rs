@@ -118,6 +118,7 @@ fn ours(folder: &Path, spec: &oci::Spec, cgroup: &str) -> Result<(Duration, Dura
         root: &root,
         cgroup: Some(&cgroup),
         network: Some(network.as_fd()),
+        user: None,
         stdio: null()?,
         reaper: Reaper::Caller,
         extras: Extras::default(),
