@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
-use bundle::{Bundle, cannot_run, err, out, until};
+use bundle::{Bundle, Running, cannot_run, err, out, until};
 use serde_json::{Value, json};
 
 macro_rules! needs_root {
@@ -172,10 +172,8 @@ fn bad_input_is_refused_and_leaves_nothing() {
 fn an_id_is_taken_once() {
     needs_root!();
     let bundle = Bundle::new("once", &["sleep", "1000"]);
-    let callers: Vec<_> = (0..20)
-        .map(|_| bundle.command(&["create", "one"]).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
-        .collect();
-    let outputs: Vec<_> = callers.into_iter().map(|caller| caller.wait_with_output().unwrap()).collect();
+    let callers: Vec<_> = (0..20).map(|_| Running::spawn(bundle.command(&["create", "one"]))).collect();
+    let outputs: Vec<_> = callers.into_iter().map(Running::wait).collect();
     let (won, lost): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
     assert_eq!((won.len(), lost.len()), (1, 19));
     for output in lost {
@@ -196,10 +194,10 @@ fn a_create_that_was_cut_short_can_be_deleted() {
     for _ in 0..40 {
         // Steele and Vigna's constants of a linear congruential generator.
         seed = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(1);
-        let mut create = bundle.command(&["create", "one"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut create = Running::spawn(bundle.command(&["create", "one"]));
         std::thread::sleep(std::time::Duration::from_micros(seed >> 32 & 0x7fff));
-        create.kill().unwrap();
-        create.wait().unwrap();
+        create.child.kill().unwrap();
+        create.wait();
         bundle.works(&["list"]);
         bundle.works(&["delete", "--force", "one"]);
         bundle.nothing_is_left();
@@ -291,9 +289,14 @@ fn readiness_is_passed_on() {
     let bundle = Bundle::new("notify", &["sh", "-c", "echo > /begun; while ! test -e /told; do sleep 0.01; done"]);
     let path = bundle.folder.path().join("host.sock");
     let host = UnixDatagram::bind(&path).unwrap();
-    let create = bundle.command(&["create", "one"]).env("NOTIFY_SOCKET", &path).output().unwrap();
+    let with_socket = |arguments: &[&str]| {
+        let mut command = bundle.command(arguments);
+        command.env("NOTIFY_SOCKET", &path);
+        Running::spawn(command)
+    };
+    let create = with_socket(&["create", "one"]).wait();
     assert!(create.status.success(), "{}", err(&create));
-    let start = bundle.command(&["start", "one"]).env("NOTIFY_SOCKET", &path).stderr(Stdio::piped()).spawn().unwrap();
+    let start = with_socket(&["start", "one"]);
     until("the program to run", || bundle.root().join("begun").exists());
     // What busybox cannot write to is reached by its name outside.
     let inside = bundle.state_folder().join("one/notify/notify.sock");
@@ -304,7 +307,7 @@ fn readiness_is_passed_on() {
     let length = host.recv(&mut buffer).unwrap();
     let pid = &bundle.state("one")["pid"];
     assert_eq!(String::from_utf8_lossy(&buffer[..length]), format!("READY=1\nMAINPID={pid}\n"));
-    let started = start.wait_with_output().unwrap();
+    let started = start.wait();
     assert!(started.status.success(), "{}", err(&started));
     bundle.works(&["delete", "--force", "one"]);
     bundle.nothing_is_left();

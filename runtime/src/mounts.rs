@@ -123,17 +123,6 @@ impl Options {
     }
 }
 
-/// Every word that [`Options::parse`] takes out of the data, sorted.
-pub(crate) fn option_names() -> Vec<String> {
-    let below = WORDS.iter().map(|(name, ..)| format!("r{name}"));
-    let flags = WORDS.iter().map(|(name, ..)| *name).chain(FILESYSTEM_WORDS.iter().map(|(name, ..)| *name));
-    let others =
-        ACCESS_TIME_WORDS.iter().map(|(name, ..)| *name).chain(PROPAGATION_WORDS.iter().map(|(name, _)| *name));
-    let mut names: Vec<_> = flags.chain(others).chain(["bind", "rbind"]).map(String::from).chain(below).collect();
-    names.sort();
-    names
-}
-
 impl MountAttributes {
     /// Takes a word, if it is about the attributes of a mount.
     fn add(&mut self, word: &str) -> bool {

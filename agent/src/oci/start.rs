@@ -82,6 +82,7 @@ pub(crate) fn plan(bundle: &Path) -> anyhow::Result<()> {
         root: &root,
         cgroup: None,
         network: None,
+        user: None,
         stdio: own_streams()?,
         reaper: Reaper::Caller,
         extras: Extras::default(),
@@ -165,13 +166,18 @@ fn start_process(
     let root = Root::Folder(record.rootfs.clone());
     let hooks = record.hook_state();
     let preserve_fds = options.preserve_fds + pass_listening(spec.process_mut().as_mut());
+    refuse_for_now(console.end()?.is_some(), preserve_fds, options)?;
     let socket = locked.file(START_SOCKET);
     let start_socket = waits.then(|| bind_start_socket(&socket).with_context(|| format!("cannot make {socket:?}")));
+    let pid_file = options.pid_file.as_deref().map(std::path::absolute).transpose().context("--pid-file")?;
+    // Relative sources of bind mounts count from the bundle (config.md, "Mounts").
+    std::env::set_current_dir(&record.bundle).with_context(|| format!("cannot enter {:?}", record.bundle))?;
     let request = Request {
         spec,
         root: &root,
         cgroup: Some(cgroup),
         network: None,
+        user: None,
         stdio: own_streams()?,
         reaper: Reaper::Caller,
         extras: Extras { start_socket: start_socket.transpose()?, hooks: Some(&hooks) },
@@ -179,10 +185,18 @@ fn start_process(
     let started = Plan::compile(request)?.start()?;
     record.init = Some(Init::of(started.pid).context("cannot look at the new process")?);
     locked.write(record)?;
-    if let Some(path) = &options.pid_file {
-        write_pid_file(path, started.pid)?;
+    if let Some(path) = pid_file {
+        write_pid_file(&path, started.pid)?;
     }
     Ok(started)
+}
+
+/// What the runtime cannot do yet.
+fn refuse_for_now(console: bool, preserve_fds: u32, options: &Create) -> anyhow::Result<()> {
+    if console || preserve_fds > 0 || options.no_pivot {
+        bail!("terminals, descriptors passed on and --no-pivot are not supported yet");
+    }
+    Ok(())
 }
 
 /// Copies of this process's standard streams.

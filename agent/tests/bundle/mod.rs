@@ -1,12 +1,12 @@
 //! A bundle for tests of the OCI command line: busybox as its root, and the real `skegd oci`.
 
 use std::fs;
-use std::io::IoSliceMut;
+use std::io::{IoSliceMut, Read, Seek};
 use std::mem::MaybeUninit;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -78,19 +78,9 @@ impl Bundle {
         command
     }
 
-    /// Runs it. Output goes to files: a container that stays would hold a pipe open.
+    /// Runs it.
     pub fn oci(&self, arguments: &[&str]) -> Output {
-        let mut files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
-        let [stdout, stderr] = files.each_ref().map(|file| file.try_clone().unwrap());
-        let status = self.command(arguments).stdout(stdout).stderr(stderr).status().unwrap();
-        let [stdout, stderr] = files.each_mut().map(|file| {
-            use std::io::{Read, Seek};
-            let mut bytes = Vec::new();
-            file.rewind().unwrap();
-            file.read_to_end(&mut bytes).unwrap();
-            bytes
-        });
-        Output { status, stdout, stderr }
+        Running::spawn(self.command(arguments)).wait()
     }
 
     /// Runs it and expects success; gives the output.
@@ -117,6 +107,33 @@ impl Bundle {
         let states = fs::read_dir(self.state_folder()).into_iter().flatten();
         assert_eq!(states.map(|entry| entry.unwrap().path()).collect::<Vec<_>>(), Vec::<PathBuf>::new());
         assert_eq!(self.cgroups(), Vec::<PathBuf>::new());
+    }
+}
+
+/// A command that runs. Its output goes to files: a container that stays would hold a pipe open.
+pub struct Running {
+    pub child: Child,
+    files: [fs::File; 2],
+}
+
+impl Running {
+    /// Starts a command.
+    pub fn spawn(mut command: Command) -> Running {
+        let files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+        let [stdout, stderr] = files.each_ref().map(|file| file.try_clone().unwrap());
+        Running { child: command.stdout(stdout).stderr(stderr).spawn().unwrap(), files }
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> Output {
+        let status = self.child.wait().unwrap();
+        let [stdout, stderr] = self.files.each_mut().map(|file| {
+            let mut bytes = Vec::new();
+            file.rewind().unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        Output { status, stdout, stderr }
     }
 }
 
