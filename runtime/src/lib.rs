@@ -18,6 +18,7 @@
 
 #![deny(unsafe_code)]
 
+mod attributes;
 mod capabilities;
 mod cgroup;
 mod compile;
