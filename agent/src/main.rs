@@ -106,7 +106,7 @@ enum Command {
         command: Vec<String>,
     },
     /// Runs containers as the OCI runtime specification says, for engines such as podman and containerd
-    Oci(oci::Arguments),
+    Oci(Box<oci::Arguments>),
     /// Prints the version
     Version,
 }
