@@ -166,7 +166,6 @@ fn start_process(
     let root = Root::Folder(record.rootfs.clone());
     let hooks = record.hook_state();
     let preserve_fds = options.preserve_fds + pass_listening(spec.process_mut().as_mut());
-    refuse_for_now(console.end()?.is_some(), preserve_fds, options)?;
     let socket = locked.file(START_SOCKET);
     let start_socket = waits.then(|| bind_start_socket(&socket).with_context(|| format!("cannot make {socket:?}")));
     let pid_file = options.pid_file.as_deref().map(std::path::absolute).transpose().context("--pid-file")?;
@@ -180,7 +179,14 @@ fn start_process(
         user: None,
         stdio: own_streams()?,
         reaper: Reaper::Caller,
-        extras: Extras { start_socket: start_socket.transpose()?, hooks: Some(&hooks) },
+        extras: Extras {
+            start_socket: start_socket.transpose()?,
+            hooks: Some(&hooks),
+            console: console.end()?,
+            preserve_fds,
+            no_pivot: options.no_pivot,
+            keyring: (!options.no_new_keyring).then(|| keyring(&options.id)),
+        },
     };
     let started = Plan::compile(request)?.start()?;
     record.init = Some(Init::of(started.pid).context("cannot look at the new process")?);
@@ -191,12 +197,9 @@ fn start_process(
     Ok(started)
 }
 
-/// What the runtime cannot do yet.
-fn refuse_for_now(console: bool, preserve_fds: u32, options: &Create) -> anyhow::Result<()> {
-    if console || preserve_fds > 0 || options.no_pivot {
-        bail!("terminals, descriptors passed on and --no-pivot are not supported yet");
-    }
-    Ok(())
+/// The name of a container's session keyring, the same as runc's.
+pub(crate) fn keyring(id: &str) -> String {
+    format!("_ses.{id}")
 }
 
 /// Copies of this process's standard streams.
