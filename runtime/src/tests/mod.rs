@@ -3,6 +3,7 @@
 //! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
 
 mod attacks;
+mod attributes;
 mod bounds;
 mod containers;
 mod entering;
@@ -12,4 +13,4 @@ mod life;
 mod mounts;
 mod namespaces;
 mod rights;
-mod support;
+mod seccomp_agent;

@@ -13,7 +13,10 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use skeg_runtime::{Cgroup, Exit, Extras, Limits, Plan, Reaper, Request, Root, Stdio, default_spec, new_network, oci};
+use skeg_runtime::{
+    Cgroup, CgroupPath, Exit, Extras, Limits, Plan, Reaper, Request, Root, Stdio, default_spec, host_cgroups,
+    new_network, oci,
+};
 
 use super::peers::Peers;
 use super::report::Figure;
@@ -107,7 +110,7 @@ fn ours(folder: &Path, spec: &oci::Spec, cgroup: &str) -> Result<(Duration, Dura
     fs::create_dir(&upper)?;
     fs::create_dir(&work)?;
     let limits = Limits { memory_bytes: Some(64 << 20), pids: Some(64), ..Limits::default() };
-    let cgroup = Cgroup::create(cgroup, &limits)?;
+    let cgroup = Cgroup::create(&host_cgroups()?, &CgroupPath::below_root(cgroup)?, &limits.resources())?;
     let network = new_network()?;
     let root = Root::Overlay { lower: vec![folder.join("rootfs")], upper: upper.clone(), work: work.clone() };
     let request = Request {
