@@ -24,6 +24,8 @@ mod compile;
 mod config;
 mod exec;
 mod executable;
+#[cfg(feature = "floor")]
+mod floor;
 mod handshake;
 mod hooks;
 mod mounts;
@@ -44,6 +46,8 @@ pub use compile::{Extras, PlanError, Request, Root};
 pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_process, read_config, read_process};
 pub use exec::{ExecRequest, exec};
 pub use executable::protect_executable;
+#[cfg(feature = "floor")]
+pub use floor::{Floor, Handed};
 pub use handshake::{bind_start_socket, is_waiting};
 pub use hooks::{HookError, HookState, run_hooks};
 pub use network::{NetworkError, new_network};

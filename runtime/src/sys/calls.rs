@@ -447,6 +447,7 @@ pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<()>
 }
 
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.
+#[derive(Debug)]
 pub(crate) struct StringList {
     _strings: Vec<std::ffi::CString>,
     pointers: Vec<*const c_char>,
