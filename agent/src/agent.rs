@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
-use crate::apply::{Adopted, Folders, Host, Images, Key, Worker, chain, network_key, remove_parent_cgroup};
+use crate::apply::{self, Adopted, Folders, Host, Images, Key, Worker, chain, network_key, remove_parent_cgroup};
 use crate::config::Config;
 use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase, Step};
 use crate::hold::{Exit, Exited, Held, Holder};
@@ -61,6 +61,7 @@ impl Agent {
     /// Takes an event and has its actions done. Only for the loop and what comes before it.
     fn step(&self, event: Event) {
         let freed = matches!(event, Event::PodRemoved(_));
+        let matters = freed || matches!(event, Event::Manifest(_));
         if let Event::PodRemoved(uid) = &event {
             self.workers.borrow_mut().remove(uid);
         }
@@ -75,29 +76,32 @@ impl Agent {
                 worker.send(action).ok();
             }
         }
+        if matters {
+            self.want_images();
+        }
         if freed {
             self.collect_images();
         }
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Removes images that neither a kept revision nor a pod needs.
-    fn collect_images(&self) {
+    /// Tells the store which images a kept revision or a pod needs.
+    fn want_images(&self) {
         let node = self.node.borrow();
         let previous = self.host.journal.previous_manifest();
-        let pods = node.pods().map(|(pod, _)| Arc::clone(pod)).collect::<Vec<_>>();
-        let kept = pods
-            .iter()
-            .map(Arc::as_ref)
-            .chain(&self.held.borrow().pods)
-            .chain(&previous.pods)
-            .flat_map(|pod| &pod.containers)
-            .map(|container| skeg_images::Digest(container.image.digest.0))
-            .collect::<Vec<_>>();
+        let held = self.held.borrow();
+        let pods = node.pods().map(|(pod, _)| pod.as_ref()).chain(&held.pods).chain(&previous.pods);
+        self.host.images.store.want(apply::wanted(pods));
+    }
+
+    /// Removes images that nothing needs, where the limits say so.
+    fn collect_images(&self) {
         let store = self.host.images.store.clone();
         spawn_local(async move {
-            if let Err(error) = store.retain(&kept).await {
-                log::error!("removing unused images: {}", chain(&error));
+            match store.collect(skeg_images::Goal::Limits).await {
+                Ok(removed) if removed.is_empty() => {}
+                Ok(removed) => log::info!("removed {} images that nothing needs", removed.len()),
+                Err(error) => log::error!("removing images that nothing needs: {}", chain(&error)),
             }
         });
     }
@@ -228,6 +232,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let manifest = agent.host.journal.manifest();
     agent.held.replace(manifest.clone());
     agent.step(Event::Manifest(manifest));
+    agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
     match link {
         Ok(settings) => drop(spawn_local(link::follow(Rc::clone(&agent), settings))),
@@ -283,7 +288,8 @@ fn make_host(
         Err(_) => None,
     };
     let images = Images {
-        store: skeg_images::Store::open(&config.state_dir.join("store")).context("opening the image store")?,
+        store: skeg_images::Store::open(&config.state_dir.join(apply::STORE), config.images.limits())
+            .context("opening the image store")?,
         platform: skeg_images::Platform::host(),
         registries: config.registry.clone(),
         controller,

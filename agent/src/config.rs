@@ -4,13 +4,16 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
+use skeg_images::Limits;
 
 /// Where the file lies unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/skeg/skegd.toml";
 /// Largest configuration file in bytes; a larger one is refused unread.
 const MAX_FILE: u64 = 1024 * 1024;
+const DAY: u64 = 24 * 3600;
 
 /// Everything that the file may say. An unknown word in it is an error that names its line.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -28,6 +31,8 @@ pub struct Config {
     pub controller: Option<Controller>,
     /// How registries that are not plain `https` are reached, one entry a host.
     pub registry: Vec<Registry>,
+    /// How much of the disk images may take.
+    pub images: Images,
     /// What to set up when `skegd` is the first process of a board.
     pub appliance: Option<Appliance>,
 }
@@ -41,7 +46,41 @@ impl Default for Config {
             cgroup: "skeg".into(),
             controller: None,
             registry: Vec::new(),
+            images: Images::default(),
             appliance: None,
+        }
+    }
+}
+
+/// How much of the disk images may take. Images of the current and the previous revision are never removed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Images {
+    /// MiB that a pull leaves free.
+    pub reserve_mib: u64,
+    /// When so much of the file system is used, images that nothing needs are removed …
+    pub high_percent: u8,
+    /// … the longest unused first, until no more than this is used.
+    pub low_percent: u8,
+    /// Images that nothing needs are removed after so many days.
+    pub unused_days: u64,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        let Limits { reserve, high_percent, low_percent, unused } = Limits::default();
+        Images { reserve_mib: reserve >> 20, high_percent, low_percent, unused_days: unused.as_secs() / DAY }
+    }
+}
+
+impl Images {
+    /// The same for the image store.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            reserve: self.reserve_mib.saturating_mul(1 << 20),
+            high_percent: self.high_percent,
+            low_percent: self.low_percent,
+            unused: Duration::from_secs(self.unused_days.saturating_mul(DAY)),
         }
     }
 }
@@ -238,6 +277,9 @@ impl Config {
         if self.cgroup.is_empty() || self.cgroup.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Some(("cgroup", format!("{:?} is not a relative path without '.' and '..'", self.cgroup)));
         }
+        if self.images.high_percent > 100 || self.images.low_percent > self.images.high_percent {
+            return Some(("images.low_percent", "must not exceed high_percent, nor that 100".into()));
+        }
         if let Some(controller) = &self.controller {
             let port = controller.address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
             if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
@@ -328,6 +370,7 @@ mod tests {
             ("cgroup = '../skeg'", "cgroup"),
             ("[controller]\naddress = 'kiln'", "controller.address"),
             ("[controller]\naddress = 'a:1'\njoin_token = 'x'\njoin_token_file = '/y'", "controller.join_token"),
+            ("[images]\nlow_percent = 90", "images.low_percent"),
             ("[appliance]\nmodules = ['../evil']", "appliance.modules"),
             ("[appliance]\nnetwork = { address = '10.0.2.15/33' }", "network"),
         ] {

@@ -10,14 +10,15 @@ pub mod client;
 mod digest;
 pub mod platform;
 pub mod reference;
+mod split;
 pub mod store;
 mod tar;
 #[cfg(test)]
 mod testing;
 pub mod unpack;
 
-pub use client::{Client, ClientError, Endpoint};
+pub use client::{Client, ClientError, Endpoint, Login, Logins, Sources};
 pub use digest::{Digest, DigestError};
 pub use platform::{NoPlatform, Platform};
 pub use reference::{Reference, ReferenceError};
-pub use store::{Image, Progress, PullError, Store, StoreError};
+pub use store::{Goal, Image, Limits, Listed, NameError, Progress, PullError, Store, StoreError, Usage, Verified};

@@ -8,6 +8,8 @@ use std::io::{self, Read};
 
 use thiserror::Error;
 
+use crate::split::Recorder;
+
 /// Most bytes of long names and PAX records before one entry.
 pub(crate) const MAX_META: u64 = 1 << 20;
 /// Most pieces of one sparse file.
@@ -89,17 +91,46 @@ pub(crate) struct Archive<R> {
     /// Bytes of the present entry's data that are not read yet.
     data: u64,
     padding: u64,
+    recorder: Option<Recorder>,
 }
 
 type Result<T> = std::result::Result<T, TarError>;
 
 impl<R: Read> Archive<R> {
     pub(crate) fn new(inner: R) -> Archive<R> {
-        Archive { inner, offset: 0, data: 0, padding: 0 }
+        Archive { inner, offset: 0, data: 0, padding: 0, recorder: None }
     }
 
-    pub(crate) fn into_inner(self) -> R {
-        self.inner
+    /// Has everything noted that passes by: what [`Archive::read_data`] gives as data, all else raw.
+    pub(crate) fn recorded(inner: R, recorder: Recorder) -> Archive<R> {
+        Archive { recorder: Some(recorder), ..Archive::new(inner) }
+    }
+
+    pub(crate) fn into_inner(self) -> (R, Option<Recorder>) {
+        (self.inner, self.recorder)
+    }
+
+    pub(crate) fn inner_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
+    /// Reads what follows the archive's end mark.
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 8192];
+        loop {
+            match self.inner.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.note(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.raw(bytes);
+        }
     }
 
     fn malformed<T>(&self, problem: &'static str) -> Result<T> {
@@ -110,6 +141,7 @@ impl<R: Read> Archive<R> {
         let offset = self.offset;
         self.inner.read_exact(buffer).map_err(|source| TarError::Read { offset, source })?;
         self.offset += buffer.len() as u64;
+        self.note(buffer);
         Ok(())
     }
 
@@ -129,11 +161,20 @@ impl<R: Read> Archive<R> {
             }
         }
         self.offset += BLOCK as u64;
+        self.note(&block);
         Ok(Some(block))
     }
 
-    /// Reads data of the present entry as it is stored (without holes); 0 at its end.
+    /// Reads data of the present entry as it is stored (without holes); 0 at its end. The caller keeps it in a file.
     pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let count = self.next_data(buffer)?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.data(count);
+        }
+        Ok(count)
+    }
+
+    fn next_data(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let limit = usize::try_from(self.data).unwrap_or(usize::MAX).min(buffer.len());
         if limit == 0 {
             return Ok(0);
@@ -154,11 +195,18 @@ impl<R: Read> Archive<R> {
 
     fn skip_rest(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
-        while self.read_data(&mut buffer)? > 0 {}
+        loop {
+            match self.next_data(&mut buffer)? {
+                0 => break,
+                count => self.note(&buffer[..count]),
+            }
+        }
         // umoci stops right after the last file's data. Nothing is lost by taking that for the end, as Go's reader does.
-        let padding = std::mem::take(&mut self.padding);
-        let read = io::copy(&mut self.inner.by_ref().take(padding), &mut io::sink());
-        self.offset += read.map_err(|source| TarError::Read { offset: self.offset, source })?;
+        let mut padding = Vec::with_capacity(BLOCK);
+        let wanted = std::mem::take(&mut self.padding);
+        let read = self.inner.by_ref().take(wanted).read_to_end(&mut padding);
+        self.offset += read.map_err(|source| TarError::Read { offset: self.offset, source })? as u64;
+        self.note(&padding);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Request, Response};
@@ -53,13 +54,14 @@ impl Reply {
     }
 }
 
-/// One request as the registry has seen it: method, path with query, authorization, range.
+/// One request as the registry has seen it: method, path with query, authorization, range, body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
     pub(crate) range: Option<String>,
+    pub(crate) body: String,
 }
 
 #[derive(Default)]
@@ -113,7 +115,7 @@ impl Registry {
                 server.state.lock().unwrap().connections += 1;
                 let server = server.clone();
                 tokio::spawn(async move {
-                    let service = hyper::service::service_fn(move |request| server.answer(&request));
+                    let service = hyper::service::service_fn(move |request| server.clone().answer(request));
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
@@ -123,17 +125,17 @@ impl Registry {
         registry
     }
 
-    fn answer(
-        &self,
-        request: &Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<Script>, Infallible>> + use<> {
-        let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-        let path = request.uri().path_and_query().unwrap().as_str().to_owned();
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Script>, Infallible> {
+        let (request, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let header = |name: &str| request.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        let path = request.uri.path_and_query().unwrap().as_str().to_owned();
         let seen = Seen {
-            method: request.method().to_string(),
+            method: request.method.to_string(),
             path: path.clone(),
             authorization: header("authorization"),
             range: header("range"),
+            body: String::from_utf8_lossy(&body).into_owned(),
         };
         let range: Option<usize> = seen
             .range
@@ -156,9 +158,11 @@ impl Registry {
             }
         };
         if let Some(range) = range.filter(|_| reply.status == 206) {
+            let (last, length) = (reply.body.len() - 1, reply.body.len());
+            reply = reply.header("content-range", &format!("bytes {range}-{last}/{length}"));
             reply.body = reply.body.slice(range..);
         }
-        async move { Ok(respond(reply)) }
+        Ok(respond(reply))
     }
 
     /// Sets the answer to a path; called again, adds a later answer to the same path.
@@ -168,6 +172,11 @@ impl Registry {
 
     pub(crate) fn replace(&self, path: &str, reply: Reply) {
         self.state.lock().unwrap().replies.insert(path.to_owned(), VecDeque::from([reply]));
+    }
+
+    /// Returns the next answer to a path.
+    pub(crate) fn reply(&self, path: &str) -> Reply {
+        self.state.lock().unwrap().replies[path][0].clone()
     }
 
     pub(crate) fn require_token(&self, token: &str, challenge: &str) {

@@ -32,7 +32,7 @@ pub const MAX_DEPTH: usize = 128;
 /// Longest value of an extended attribute in bytes (XATTR_SIZE_MAX).
 pub const MAX_XATTR: usize = 65_536;
 
-const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
@@ -141,6 +141,8 @@ pub enum Problem {
 pub(crate) struct Unpacked {
     /// Folders that the archive uses without naming them: they look like those of the layers below.
     pub(crate) implied: Vec<PathBuf>,
+    /// An entry has replaced an earlier one: what the earlier one had is nowhere any more.
+    pub(crate) replaced: bool,
 }
 
 /// A folder's modification time, or that the archive never said one.
@@ -158,6 +160,7 @@ struct Unpacker<'a> {
     folders: BTreeMap<Vec<u8>, Folder>,
     /// The folder of the entry before, which is mostly that of the next one.
     last_parent: Option<(Vec<u8>, OwnedFd)>,
+    replaced: bool,
     buffer: Vec<u8>,
 }
 
@@ -180,6 +183,7 @@ pub(crate) fn unpack<R: Read>(archive: &mut Archive<R>, folder: &Path, max_bytes
         bytes: 0,
         folders: BTreeMap::from([(Vec::new(), Folder::Implied)]),
         last_parent: None,
+        replaced: false,
         buffer: vec![0; 128 << 10],
     };
     let mut entries = 0;
@@ -204,7 +208,7 @@ impl From<TarError> for UnpackError {
 }
 
 /// Takes a name apart: `./a//b/` is `a`, `b`; a leading slash means the layer's root, as for every unpacker.
-fn components(name: &[u8]) -> std::result::Result<Vec<&[u8]>, Problem> {
+pub(crate) fn components(name: &[u8]) -> std::result::Result<Vec<&[u8]>, Problem> {
     let parts: Vec<_> = name.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && part != b".").collect();
     if parts.iter().any(|part| *part == b"..") {
         return Err(Problem::Upwards);
@@ -387,6 +391,8 @@ impl Unpacker<'_> {
     /// Removes what an earlier entry has put under this name; tells whether there was anything.
     fn clear(&mut self, entry: &Entry, parent: &OwnedFd, parent_path: &[u8], name: &[u8]) -> Result<bool> {
         let Some(stat) = self.stat(entry, parent, name)? else { return Ok(false) };
+        // A whiteout has nothing to lose.
+        self.replaced |= FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice;
         if !is_folder(&stat) {
             rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(self.io(entry, "replace what is there"))?;
             return Ok(true);
@@ -611,7 +617,7 @@ impl Unpacker<'_> {
                 source: errno.into(),
             })?;
         }
-        Ok(Unpacked { implied })
+        Ok(Unpacked { implied, replaced: self.replaced })
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::mount::{MountFlags, UnmountFlags};
-use skeg_images::{Client, Endpoint, Image, Platform, Reference, Store};
+use skeg_images::{Client, Endpoint, Image, Limits, Platform, Reference, Sources, Store};
 
 /// Debian's registry on a port of the kernel's choice, with its data in a temporary folder.
 struct RealRegistry {
@@ -131,7 +131,8 @@ async fn pull(store: &Store, registry: &RealRegistry, name: &str) -> Image {
     let reference: Reference = format!("{}/{name}", registry.address).parse().unwrap();
     let client = Client::new(Endpoint::for_registry(reference.registry(), true).unwrap());
     let digest = client.resolve(reference.repository(), reference.tag().unwrap()).await.unwrap();
-    store.pull(&client, reference.repository(), &digest, &Platform::host(), &|_| ()).await.unwrap()
+    let sources = Sources::one(client, reference.repository());
+    store.pull(&sources, &digest, &Platform::host(), &|_| ()).await.unwrap()
 }
 
 #[tokio::test]
@@ -144,7 +145,7 @@ async fn real_images_are_unpacked_as_their_own_check_wants_it() {
         return println!("skipped: {why}");
     }
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), Limits::default()).unwrap();
     let (torture, busybox) = tokio::join!(pull(&store, &registry, "torture:1"), pull(&store, &registry, "busybox:1"));
     assert_eq!((torture.layers.len(), busybox.layers.len()), (4, 1));
     let root = match Root::mount(&torture) {

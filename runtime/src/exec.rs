@@ -13,7 +13,7 @@ use crate::sys;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// All but user and pid: the first is not used here, the second counts only for children and is joined by the caller.
+/// All but pid, which counts only for children and is joined by the caller, and those that only some containers have.
 const NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
 
@@ -38,7 +38,7 @@ pub struct ExecRequest<'a> {
 /// profile. Blocks until it runs its program or has failed.
 ///
 /// # Errors
-/// [`StartError`] names the step, its path and the kernel's reason; "No such process" if the container has ended.
+/// [`StartError`] names the step, its path and the kernel's reason, and [`StartError::Gone`] that the container has ended.
 pub fn exec(request: ExecRequest<'_>) -> Result<Started, StartError> {
     let target = duplicate(request.target)?;
     start_inside(compile(request, &target)?, &target)
@@ -60,7 +60,10 @@ pub(crate) fn start_inside(plan: Plan, target: &OwnedFd) -> Result<Started, Star
     std::thread::scope(|scope| {
         let starter = std::thread::Builder::new().name("exec".into()).spawn_scoped(scope, move || {
             let joined = sys::join_namespace(target.as_raw_fd(), libc::CLONE_NEWPID);
-            joined.map_err(|errno| failed("setns(CLONE_NEWPID)")(errno.into()))?;
+            joined.map_err(|errno| match errno.0 {
+                libc::ESRCH => StartError::Gone,
+                _ => failed("setns(CLONE_NEWPID)")(errno.into()),
+            })?;
             plan.start()
         });
         let joined = starter.map_err(failed("starting a thread"))?.join();
@@ -69,21 +72,29 @@ pub(crate) fn start_inside(plan: Plan, target: &OwnedFd) -> Result<Started, Star
 }
 
 /// Adds the step into a container's namespaces. Its pid namespace is joined by [`start_inside`].
-pub(crate) fn enter(target: &OwnedFd, steps: &mut Vec<Step>) {
+pub(crate) fn enter(target: &OwnedFd, spec: &oci::Spec, steps: &mut Vec<Step>) {
+    let list = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let kinds = list.iter().fold(NAMESPACES, |kinds, namespace| match namespace.typ() {
+        // The kernel refuses the caller's own again.
+        oci::LinuxNamespaceType::User => kinds | libc::CLONE_NEWUSER,
+        // Not every kernel knows these.
+        oci::LinuxNamespaceType::Time => kinds | libc::CLONE_NEWTIME,
+        _ => kinds,
+    });
     let name = "the container's namespaces".to_string();
-    steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds: NAMESPACES, name });
+    steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds, name });
 }
 
 pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
     config::process("process.", request.process).map_err(PlanError::Rule)?;
     let mut plan = Plan::empty()?;
     let Plan { steps, clone, held, channel, .. } = &mut plan;
-    steps.push(Step::ClearUmask);
+    steps.extend([Step::ClearUmask, Step::Undumpable]);
     clone.sibling = request.reaper == Reaper::CallersParent;
     if let Some(cgroup) = request.cgroup {
         crate::compile::enter_cgroup(cgroup, clone, steps, held)?;
     }
-    enter(target, steps);
+    enter(target, request.spec, steps);
     steps.push(Step::NewSession);
     process::streams(request.stdio, steps, held)?;
     let mut process = request.process.clone();

@@ -115,7 +115,7 @@ pub fn run_hooks(name: &str, hooks: &[oci::Hook], state: &[u8]) -> Result<(), Ho
 /// The hooks around a container's creation, and what they are told.
 #[derive(Debug)]
 pub(crate) struct CreateHooks {
-    pub(crate) hooks: oci::Hooks,
+    pub(crate) spec: oci::Spec,
     pub(crate) state: HookState,
 }
 
@@ -125,18 +125,19 @@ impl CreateHooks {
     pub(crate) fn run(&self, container: &Started) -> Result<(), HookError> {
         let state = |pid| self.state.json(Some(pid), oci::ContainerState::Creating);
         let outside = state(container.pid);
+        let Some(hooks) = self.spec.hooks() else { return Ok(()) };
         #[allow(deprecated)] // The specification deprecates it, and engines use it all the same.
-        let prestart = self.hooks.prestart().as_deref().unwrap_or_default();
+        let prestart = hooks.prestart().as_deref().unwrap_or_default();
         run_hooks("prestart", prestart, &outside)?;
-        run_hooks("createRuntime", self.hooks.create_runtime().as_deref().unwrap_or_default(), &outside)?;
-        let inside = self.hooks.create_container().as_deref().unwrap_or_default();
+        run_hooks("createRuntime", hooks.create_runtime().as_deref().unwrap_or_default(), &outside)?;
+        let inside = hooks.create_container().as_deref().unwrap_or_default();
         if inside.is_empty() {
             return Ok(());
         }
         each("createContainer", inside, &state(pid_inside(container.pid)), |hook, stdio| {
             let target = exec::duplicate(container.pidfd.as_fd())?;
             let mut plan = Plan::empty()?;
-            exec::enter(&target, &mut plan.steps);
+            exec::enter(&target, &self.spec, &mut plan.steps);
             end(&mut plan, hook, stdio)?;
             exec::start_inside(plan, &target)
         })

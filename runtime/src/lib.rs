@@ -40,6 +40,7 @@ mod syscalls;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod user_namespace;
 
 pub use cgroup::{Cgroup, CgroupError, HostCgroups, Limits, host_cgroups};
 pub use compile::{Extras, PlanError, Request, Root};
@@ -56,3 +57,4 @@ pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, sta
 pub use seccomp::{SeccompError, default_seccomp};
 pub use spec::default_spec;
 pub use terminal::{Terminal, TerminalError};
+pub use user_namespace::{UserNamespaceError, new_user_namespace};

@@ -94,6 +94,9 @@ pub enum StartError {
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] crate::HookError),
+    /// The container to enter has no process any more.
+    #[error("the container has ended: there is nothing to enter")]
+    Gone,
     /// The container does not wait for its start: it runs, or is gone.
     #[error("no container waits at {}", path.display())]
     NotWaiting {
@@ -138,28 +141,20 @@ pub(crate) fn above_standard(fd: OwnedFd) -> Result<OwnedFd, StartError> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let born = if self.clone.cgroup.is_some() { ", born in its cgroup" } else { "" };
         let parent = if self.clone.sibling { ", child of the caller's parent" } else { "" };
-        writeln!(formatter, "clone with namespaces {}{born}{parent}", Namespaces(self.clone.namespaces))?;
+        writeln!(formatter, "{}{parent}", self.clone)?;
         self.steps.iter().enumerate().try_for_each(|(index, step)| writeln!(formatter, "{index:3} {step}"))
     }
 }
 
-/// Namespace flags for people.
-struct Namespaces(u64);
-
-impl fmt::Display for Namespaces {
+impl fmt::Display for CloneRequest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [
-            (libc::CLONE_NEWNS, "mount"),
-            (libc::CLONE_NEWPID, "pid"),
-            (libc::CLONE_NEWUTS, "uts"),
-            (libc::CLONE_NEWIPC, "ipc"),
-            (libc::CLONE_NEWNET, "network"),
-        ];
-        let names: Vec<_> =
-            names.iter().filter(|(flag, _)| self.0 & *flag as u64 != 0).map(|(_, name)| *name).collect();
-        formatter.write_str(&if names.is_empty() { "none".into() } else { names.join(" ") })
+        let order = [libc::CLONE_NEWNS, libc::CLONE_NEWPID, libc::CLONE_NEWUTS, libc::CLONE_NEWIPC, libc::CLONE_NEWNET];
+        let made = order.into_iter().filter(|flag| self.namespaces & *flag as u64 != 0);
+        let names: Vec<_> = made.map(crate::compile::name_of).collect();
+        let names = if names.is_empty() { "none".into() } else { names.join(" ") };
+        let born = if self.cgroup.is_some() { ", born in its cgroup" } else { "" };
+        write!(formatter, "clone with namespaces {names}{born}")
     }
 }
 
@@ -179,10 +174,11 @@ impl Plan {
         let Plan { steps, clone, held, channel: Channel { caller, child }, hooks } = self;
         let walk = || handshake::walk(&steps, caller.as_raw_fd(), child.as_raw_fd());
         let (pid, pidfd) = sys::clone_child(clone, walk).map_err(|errno| StartError::Clone(errno.into()))?;
-        let started = Started { pid, pidfd };
+        let mut started = Started { pid, pidfd };
         drop(child);
         drop(held);
-        let result = attend(&steps, &caller, hooks.as_ref(), &started);
+        let result = attend(&steps, &caller, hooks.as_ref(), &mut started, clone.sibling);
+        // A child that still waits for a word gives up.
         drop(caller);
         match result {
             Ok(()) => Ok(started),
@@ -195,10 +191,24 @@ impl Plan {
 }
 
 /// Does the caller's part until the child runs its program or waits for its start.
-fn attend(steps: &[Step], channel: &OwnedFd, hooks: Option<&CreateHooks>, started: &Started) -> Result<(), StartError> {
+fn attend(
+    steps: &[Step],
+    channel: &OwnedFd,
+    hooks: Option<&CreateHooks>,
+    started: &mut Started,
+    sibling: bool,
+) -> Result<(), StartError> {
     loop {
         match handshake::receive(channel)? {
             Message::End => return Ok(()),
+            Message::Born { pid, pidfd } => {
+                // What was started was the entrance, which is ending; see `compile::namespaces`.
+                let entrance = std::mem::replace(started, Started { pid, pidfd });
+                if !sibling {
+                    wait(&entrance).map_err(|source| StartError::Caller { call: "waitid", source })?;
+                }
+                handshake::let_go(channel)?;
+            }
             Message::Failed { index, errno, .. } => return Err(explain(steps, index, errno)),
             Message::Reached(index) => match steps.get(index) {
                 Some(Step::AwaitStart { .. }) => return Ok(()),
@@ -271,6 +281,7 @@ pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
             Message::Failed { index, errno, text } => {
                 return Err(StartError::Step { index, step: text, source: io::Error::from_raw_os_error(errno) });
             }
+            Message::Born { .. } => return Err(StartError::Report),
             // If this fails the channel closes, and the child gives up.
             Message::Reached(_) => {
                 start_hooks(Waiting { pid, pidfd: target, spec, cgroup }, hooks)?;

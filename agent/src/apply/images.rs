@@ -1,10 +1,20 @@
 //! Images for containers: fetched from where the manifest says, by digest, and looked up without a network.
 
-use skeg_images::{Client, Digest, Endpoint, Platform, Reference, Store};
+use skeg_images::{Client, Digest, Endpoint, Platform, Reference, Sources, Store};
+use skeg_protocol::Pod;
 use skeg_protocol::manifest::{Image, ImageSource};
+use tokio::task::spawn_blocking;
 
 use super::chain;
 use crate::config::Registry;
+
+/// Folder of the image store below `state_dir`.
+pub const STORE: &str = "store";
+
+/// The images that pods run from.
+pub fn wanted<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<Digest> {
+    pods.flat_map(|pod| &pod.containers).map(|container| Digest(container.image.digest.0)).collect()
+}
 
 /// The device's images.
 pub struct Images {
@@ -26,14 +36,32 @@ impl Images {
     pub async fn ensure(&self, image: &Image) -> Result<skeg_images::Image, String> {
         let digest = Digest(image.digest.0);
         let named = |error: &dyn std::error::Error| format!("image {:?} ({digest}): {}", image.reference, chain(error));
-        if let Some(found) = self.store.image(&digest).map_err(|error| named(&error))? {
+        if let Some(found) = self.look_up(digest).await.map_err(|error| named(&error))? {
             return Ok(found);
         }
         let (endpoint, repository) =
             self.place(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
-        let client = Client::new(endpoint);
-        let pulled = self.store.pull(&client, &repository, &digest, &self.platform, &|_| {}).await;
-        pulled.map_err(|error| named(&error))
+        let sources = Sources::one(Client::new(endpoint), &repository);
+        let pulled = self.store.pull(&sources, &digest, &self.platform, &|_| {}).await;
+        let pulled = pulled.map_err(|error| named(&error))?;
+        if let Err(error) = self.store.name(&digest, &image.reference) {
+            // Only people look for it by name.
+            log::warn!("naming {digest} {:?}: {}", image.reference, chain(&error));
+        }
+        Ok(pulled)
+    }
+
+    /// Looks for an image off the event loop: after a power cut its layers are checked first.
+    async fn look_up(&self, digest: Digest) -> Result<Option<skeg_images::Image>, skeg_images::StoreError> {
+        let store = self.store.clone();
+        let work = spawn_blocking(move || {
+            let found = store.image(&digest)?;
+            if found.is_some() {
+                store.touch(&digest)?;
+            }
+            Ok(found)
+        });
+        work.await.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))
     }
 
     fn place(&self, image: &Image) -> Result<(Endpoint, String), String> {

@@ -30,7 +30,7 @@ use crate::logs::{Log, Scratch};
 use crate::ports::Published;
 
 pub use files::{Folders, remove_parent_cgroup};
-pub use images::Images;
+pub use images::{Images, STORE, wanted};
 pub use start::{Adopted, HeldData};
 
 /// An attempt of a container; in text the key under which init holds it.

@@ -128,6 +128,7 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
         root: &order.root,
         cgroup: Some(&cgroup),
         network: order.network.as_ref().map(|network| network.as_fd()),
+        user: None,
         stdio,
         reaper: Reaper::CallersParent,
         extras: Extras::default(),

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -18,7 +18,7 @@ use super::error::{Asked, ClientError};
 use super::lock;
 
 /// A connection that can carry requests, one at a time.
-pub(super) type Sender = SendRequest<Empty<Bytes>>;
+pub(super) type Sender = SendRequest<Full<Bytes>>;
 
 /// Connections kept at most; a pull uses a handful side by side.
 const MAX_KEPT: usize = 8;

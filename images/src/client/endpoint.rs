@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::reference::is_host;
 
@@ -29,6 +31,20 @@ pub struct Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a registry of the form host[:port]")]
 pub struct EndpointError(pub String);
+
+/// A file of certificate authorities is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthoritiesError {
+    /// It is no PEM.
+    #[error("it is no PEM file")]
+    Pem(#[from] rustls::pki_types::pem::Error),
+    /// One of its certificates is broken.
+    #[error("one of its certificates cannot be used")]
+    Certificate(#[from] rustls::Error),
+    /// There is no certificate in it.
+    #[error("it holds no certificate")]
+    Empty,
+}
 
 impl Endpoint {
     /// Addresses a registry as references name it: `docker.io`, `ghcr.io`, `127.0.0.1:5000`.
@@ -63,6 +79,19 @@ impl Endpoint {
         Ok(endpoint)
     }
 
+    /// Trusts the certificate authorities of a PEM file for this registry, and no others.
+    pub fn with_authorities(mut self, pem: &[u8]) -> Result<Endpoint, AuthoritiesError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            roots.add(certificate?)?;
+        }
+        if roots.is_empty() {
+            return Err(AuthoritiesError::Empty);
+        }
+        self.config = Some(web_config(roots));
+        Ok(self)
+    }
+
     /// Sets how long a connection may take to stand (10 s) and how long the registry may send nothing (30 s).
     #[must_use]
     pub fn with_timeouts(self, connect: Duration, stall: Duration) -> Endpoint {
@@ -82,24 +111,24 @@ impl Endpoint {
     pub(super) fn tls_config(&self, target: &Target) -> Arc<ClientConfig> {
         match &self.config {
             Some(config) if self.is_own(target) => Arc::clone(config),
-            _ => web_config(),
+            _ => {
+                static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+                let web = || web_config(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
+                Arc::clone(CONFIG.get_or_init(web))
+            }
         }
     }
 }
 
-/// Returns the configuration for public registries, made once.
-fn web_config() -> Arc<ClientConfig> {
-    static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    Arc::clone(CONFIG.get_or_init(|| {
-        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring has the cipher suites of TLS 1.2 and 1.3");
-        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Arc::new(config)
-    }))
+/// Makes the configuration for registries with X.509 certificates.
+fn web_config(roots: RootCertStore) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has the cipher suites of TLS 1.2 and 1.3");
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
 }
 
 /// One URL, taken apart.

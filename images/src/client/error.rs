@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use thiserror::Error;
@@ -15,11 +16,11 @@ const MAX_SHOWN: usize = 200;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// The registry, as the user knows it.
-    pub registry: String,
+    pub registry: Box<str>,
     /// The repository within it.
-    pub repository: String,
+    pub repository: Box<str>,
     /// The thing: `manifest 1.22`, `blob sha256:…`.
-    pub what: String,
+    pub what: Box<str>,
 }
 
 impl fmt::Display for Asked {
@@ -98,6 +99,40 @@ pub enum ClientError {
         status: StatusCode,
         /// What the registry says, cut to 200 characters.
         body: String,
+        /// How long it wants to be left alone (`Retry-After` in seconds; a date is of no use without a right clock).
+        retry_after: Option<Duration>,
+    },
+    /// The registry or its token server lets this asker not in.
+    #[error("{asked}: the registry denies it to {who} ({status}{}{body})", if .body.is_empty() { "" } else { ": " })]
+    Denied {
+        /// What was asked.
+        asked: Asked,
+        /// The HTTP status, 401 or 403.
+        status: StatusCode,
+        /// Who asked, without the secret.
+        who: String,
+        /// What the registry says, cut to 200 characters.
+        body: String,
+    },
+    /// Something else than a manifest, such as the page of a captive portal.
+    #[error("{asked}: the registry sends {media_type:?} that is no JSON instead: {body}")]
+    NotManifest {
+        /// What was asked.
+        asked: Asked,
+        /// Content-Type of the answer.
+        media_type: String,
+        /// Its beginning, cut to 200 characters.
+        body: String,
+    },
+    /// Another part of a blob than the one that was asked for.
+    #[error("{asked}: asked for the bytes from {wanted} on, the registry sends {got:?}")]
+    Range {
+        /// What was asked.
+        asked: Asked,
+        /// The offset that was asked for.
+        wanted: u64,
+        /// `Content-Range` of the answer.
+        got: String,
     },
     /// A redirect to something that is no http(s) URL.
     #[error("{asked}: redirected to {location:?}, which cannot be followed")]
@@ -147,6 +182,14 @@ impl ClientError {
         matches!(self, ClientError::Refused { status: StatusCode::NOT_FOUND, .. })
     }
 
+    /// Tells how long the registry wants to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ClientError::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// Tells whether the same request may succeed at another attempt: the network failed, not the registry's answer.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
@@ -155,7 +198,10 @@ impl ClientError {
             | ClientError::Handshake { .. }
             | ClientError::Stalled { .. }
             | ClientError::Transfer { .. } => true,
-            ClientError::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            ClientError::Refused { status, .. } => {
+                let passing = [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY];
+                status.is_server_error() || passing.contains(status)
+            }
             _ => false,
         }
     }

@@ -1,35 +1,41 @@
 //! A client of the OCI distribution API (distribution-spec 1.1): manifests and blobs, read only.
 //!
-//! Owns requests, anonymous bearer tokens, redirects and their bounds. It keeps nothing on disk: what it hands out
+//! Owns requests, credentials and tokens, redirects, and their bounds. It keeps nothing on disk: what it hands out
 //! is for the store to verify and to keep (manifests are verified here, because they are whole in memory).
 
+mod authorization;
 mod challenge;
 mod connection;
 mod endpoint;
 mod error;
+mod login;
+mod sources;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RANGE, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RANGE, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::digest::{Digest, Hasher};
 use connection::Pool;
 pub use endpoint::Endpoint;
 pub use error::{Asked, ClientError};
+pub use login::{Login, LoginError, Logins};
+pub(crate) use sources::Attempt;
+pub use sources::Sources;
 
 use endpoint::Target;
 
 /// Largest manifest or index that is read (distribution-spec asks registries for at least 4 MiB).
 pub const MAX_MANIFEST: u64 = 4 << 20;
-const MAX_TOKEN_ANSWER: u64 = 64 << 10;
 const MAX_REDIRECTS: usize = 5;
-const MAX_TOKENS_KEPT: usize = 256;
+/// How much of an error's body is read.
+const MAX_WORDS: usize = 1024;
 
 /// Every kind of manifest that the store understands, best first.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
@@ -37,15 +43,16 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
-/// Reads from one registry over kept-alive HTTP/1.1 connections. Clones share connections and tokens.
+/// Reads from one registry over kept-alive HTTP/1.1 connections. Clones share connections and authorizations.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
 struct Inner {
     endpoint: Endpoint,
+    login: Option<Login>,
     pool: Pool,
-    /// Bearer tokens by repository; a token is asked for again when the registry refuses it.
-    tokens: Mutex<HashMap<String, String>>,
+    /// `Authorization` headers by repository; asked for again when the registry refuses one, as it does after a while.
+    authorizations: Mutex<HashMap<String, String>>,
 }
 
 /// A manifest or index as the registry sent it, its bytes verified against its digest.
@@ -75,12 +82,26 @@ struct Ask<'a> {
     asked: Asked,
     accept: Option<&'static str>,
     offset: u64,
+    /// A form to send.
+    body: Option<String>,
+}
+
+impl<'a> Ask<'a> {
+    fn get(repository: &'a str, asked: Asked) -> Ask<'a> {
+        Ask { method: Method::GET, repository, asked, accept: None, offset: 0, body: None }
+    }
 }
 
 impl Client {
-    /// Makes a client; connects only when something is asked.
+    /// Makes a client without credentials; connects only when something is asked.
     pub fn new(endpoint: Endpoint) -> Client {
-        Client(Arc::new(Inner { endpoint, pool: Pool::default(), tokens: Mutex::default() }))
+        Client::with_login(endpoint, None)
+    }
+
+    /// Makes a client that proves who it is when the registry asks for it.
+    pub fn with_login(endpoint: Endpoint, login: Option<Login>) -> Client {
+        let inner = Inner { endpoint, login, pool: Pool::default(), authorizations: Mutex::default() };
+        Client(Arc::new(inner))
     }
 
     /// Returns the registry's name as errors show it.
@@ -93,7 +114,7 @@ impl Client {
     /// A registry that leaves out `Docker-Content-Digest` is asked for the manifest itself, which is then hashed.
     pub async fn resolve(&self, repository: &str, tag: &str) -> Result<Digest, ClientError> {
         let asked = self.asked(repository, format!("manifest {tag}"));
-        let ask = Ask { method: Method::HEAD, repository, asked, accept: Some(MANIFEST_TYPES), offset: 0 };
+        let ask = Ask { method: Method::HEAD, accept: Some(MANIFEST_TYPES), ..Ask::get(repository, asked) };
         let response = match self.ask(ask, &format!("/v2/{repository}/manifests/{tag}")).await {
             // Some registries know no HEAD.
             Err(ClientError::Refused { status: StatusCode::METHOD_NOT_ALLOWED, .. }) => None,
@@ -111,11 +132,18 @@ impl Client {
     /// Asked for by digest, the bytes must have it ([`ClientError::Digest`]).
     pub async fn manifest(&self, repository: &str, reference: &str) -> Result<RawManifest, ClientError> {
         let asked = self.asked(repository, format!("manifest {reference}"));
-        let ask =
-            Ask { method: Method::GET, repository, asked: asked.clone(), accept: Some(MANIFEST_TYPES), offset: 0 };
+        let ask = Ask { accept: Some(MANIFEST_TYPES), ..Ask::get(repository, asked.clone()) };
         let response = self.ask(ask, &format!("/v2/{repository}/manifests/{reference}")).await?;
         let media_type = content_type(response.headers());
         let bytes = self.collect(response.into_body(), MAX_MANIFEST, &asked).await?;
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_err() {
+            let start = &bytes[..bytes.len().min(MAX_WORDS)];
+            return Err(ClientError::NotManifest {
+                asked,
+                media_type,
+                body: error::cut(&String::from_utf8_lossy(start)),
+            });
+        }
         let digest = Digest::of(&bytes);
         match reference.parse::<Digest>() {
             Ok(wanted) if wanted != digest => Err(ClientError::Digest { asked, got: digest }),
@@ -139,25 +167,30 @@ impl Client {
     /// Begins to fetch a blob from byte `offset` on; the caller verifies what comes.
     pub async fn blob(&self, repository: &str, digest: &Digest, offset: u64) -> Result<Blob, ClientError> {
         let asked = self.asked(repository, format!("blob {digest}"));
-        let ask = Ask { method: Method::GET, repository, asked: asked.clone(), accept: None, offset };
+        let ask = Ask { offset, ..Ask::get(repository, asked.clone()) };
         let response = self.ask(ask, &format!("/v2/{repository}/blobs/{digest}")).await?;
+        // A registry may ignore the range. No If-Range is needed: what has a digest for its name does not change.
         let skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { offset };
+        let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        if let Some(range) = range.filter(|range| skip == 0 && !range.starts_with(&format!("bytes {offset}-"))) {
+            return Err(ClientError::Range { asked, wanted: offset, got: error::cut(range) });
+        }
         Ok(Blob { body: response.into_body(), stall: self.0.endpoint.stall_timeout, asked, skip })
     }
 
     fn asked(&self, repository: &str, what: String) -> Asked {
-        Asked { registry: self.0.endpoint.name.clone(), repository: repository.to_owned(), what }
+        Asked { registry: self.0.endpoint.name.as_str().into(), repository: repository.into(), what: what.into() }
     }
 
     /// Sends one request and follows tokens and redirects until it is answered with success.
     async fn ask(&self, ask: Ask<'_>, path: &str) -> Result<Response<Incoming>, ClientError> {
         let mut target = self.0.endpoint.target(path);
-        let mut token = lock(&self.0.tokens).get(ask.repository).cloned();
+        let mut authorization = lock(&self.0.authorizations).get(ask.repository).cloned();
         let (mut redirects, mut authorised) = (0, false);
         loop {
-            // A token is for the registry alone: storage that it redirects to never sees it.
+            // Credentials are for the registry alone: storage that it redirects to never sees them.
             let own = self.0.endpoint.is_own(&target);
-            let response = self.send(&ask, &target, token.as_deref().filter(|_| own)).await?;
+            let response = self.send(&ask, &target, authorization.as_deref().filter(|_| own)).await?;
             let status = response.status();
             if status.is_success() {
                 return Ok(response);
@@ -174,17 +207,10 @@ impl Client {
                 })?;
             } else if status == StatusCode::UNAUTHORIZED && own && !authorised {
                 authorised = true;
-                let challenge = challenge::bearer(response.headers());
-                let Some(challenge) = challenge else {
+                authorization = self.authorise(&ask, response.headers()).await?;
+                if authorization.is_none() {
                     return Err(self.refusal(&ask, response).await);
-                };
-                let fresh = self.fetch_token(&ask, challenge).await?;
-                let mut tokens = lock(&self.0.tokens);
-                if tokens.len() >= MAX_TOKENS_KEPT {
-                    tokens.clear();
                 }
-                tokens.insert(ask.repository.to_owned(), fresh.clone());
-                token = Some(fresh);
             } else {
                 return Err(self.refusal(&ask, response).await);
             }
@@ -196,7 +222,7 @@ impl Client {
         &self,
         ask: &Ask<'_>,
         target: &Target,
-        token: Option<&str>,
+        authorization: Option<&str>,
     ) -> Result<Response<Incoming>, ClientError> {
         let request = || {
             let mut builder = Request::builder()
@@ -207,13 +233,16 @@ impl Client {
             if let Some(accept) = ask.accept {
                 builder = builder.header(ACCEPT, accept);
             }
-            if let Some(token) = token {
-                builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));
+            if let Some(authorization) = authorization {
+                builder = builder.header(AUTHORIZATION, authorization);
             }
             if ask.offset > 0 {
                 builder = builder.header(RANGE, format!("bytes={}-", ask.offset));
             }
-            builder.body(http_body_util::Empty::new())
+            if ask.body.is_some() {
+                builder = builder.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+            }
+            builder.body(Full::from(ask.body.clone().unwrap_or_default()))
         };
         let make = || request().map_err(|source| ClientError::Request { asked: ask.asked.clone(), source });
         let stall = self.0.endpoint.stall_timeout;
@@ -232,33 +261,6 @@ impl Client {
         Ok(response)
     }
 
-    /// Asks the token server that a 401 named for an anonymous token (distribution's token specification).
-    async fn fetch_token(&self, ask: &Ask<'_>, challenge: challenge::Bearer) -> Result<String, ClientError> {
-        let bad = |problem: &'static str| ClientError::Token {
-            asked: ask.asked.clone(),
-            realm: error::cut(&challenge.realm),
-            problem,
-        };
-        let mut target = Target::parse(&challenge.realm).ok_or_else(|| bad("its address is not an http(s) URL"))?;
-        if !target.tls && self.0.endpoint.tls {
-            return Err(bad("it is plain http, while the registry is https"));
-        }
-        challenge.add_query(&mut target.path, ask.repository);
-        let token_ask = Ask {
-            method: Method::GET,
-            repository: ask.repository,
-            asked: self.asked(ask.repository, format!("a token from {}", target.host)),
-            accept: None,
-            offset: 0,
-        };
-        let response = self.send(&token_ask, &target, None).await?;
-        if !response.status().is_success() {
-            return Err(self.refusal(&token_ask, response).await);
-        }
-        let body = self.collect(response.into_body(), MAX_TOKEN_ANSWER, &token_ask.asked).await?;
-        challenge::token(&body).ok_or_else(|| bad("its answer has no usable token"))
-    }
-
     /// Reads a whole body into memory, bounded in size and in the time between two pieces.
     async fn collect(&self, body: Incoming, limit: u64, asked: &Asked) -> Result<Bytes, ClientError> {
         let stall = self.0.endpoint.stall_timeout;
@@ -273,24 +275,19 @@ impl Client {
         Ok(bytes.freeze())
     }
 
-    /// Turns an answer that is no success into an error with what the registry says about it.
-    async fn refusal(&self, ask: &Ask<'_>, response: Response<Incoming>) -> ClientError {
-        let status = response.status();
-        let mut blob = Blob {
-            body: response.into_body(),
-            stall: self.0.endpoint.stall_timeout.min(Duration::from_secs(5)),
-            asked: ask.asked.clone(),
-            skip: 0,
-        };
+    /// Reads the beginning of an error's body, for people.
+    async fn first_words(&self, ask: &Ask<'_>, body: Incoming) -> String {
+        let stall = self.0.endpoint.stall_timeout.min(Duration::from_secs(5));
+        let mut blob = Blob { body, stall, asked: ask.asked.clone(), skip: 0 };
         let mut text = Vec::new();
-        while text.len() < 1024 {
+        while text.len() < MAX_WORDS {
             match blob.chunk().await {
                 Ok(Some(chunk)) => text.extend_from_slice(&chunk),
                 _ => break,
             }
         }
-        text.truncate(1024);
-        ClientError::Refused { asked: blob.asked, status, body: error::cut(&String::from_utf8_lossy(&text)) }
+        text.truncate(MAX_WORDS);
+        error::cut(&String::from_utf8_lossy(&text))
     }
 }
 

@@ -81,9 +81,86 @@ async fn useless_challenges_are_named() {
         let error = client.manifest("a", tag).await.unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
-    // A HEAD has no body that could tell more.
     let error = client.manifest("a", "basic").await.unwrap_err().to_string();
-    assert!(error.ends_with("manifest basic: the registry answers 401 Unauthorized: who?"), "{error}");
+    let wanted = "manifest basic: the registry denies it to anybody without credentials (401 Unauthorized: who?)";
+    assert!(error.ends_with(wanted), "{error}");
+}
+
+fn with_login(address: &str, login: Login) -> Client {
+    let endpoint = Endpoint::for_registry(address, true).unwrap().with_timeouts(LONG, LONG);
+    Client::with_login(endpoint, Some(login))
+}
+
+fn password() -> Login {
+    Login::Password { user: "user".to_owned(), password: "pass".to_owned() }
+}
+
+const BASIC: &str = "Basic dXNlcjpwYXNz";
+
+#[tokio::test]
+async fn a_password_goes_to_a_registry_that_asks_for_it() {
+    let registry = Registry::start().await;
+    let denied = Reply::new(401, "who?").header("www-authenticate", "Basic realm=\"x\"");
+    registry.on("/v2/a/manifests/1", denied.clone());
+    registry.on("/v2/a/manifests/1", Reply::new(200, "{}"));
+    registry.on("/v2/a/manifests/2", denied);
+    let client = with_login(&registry.address, password());
+    client.manifest("a", "1").await.unwrap();
+    client.manifest("a", "1").await.unwrap();
+    let sent: Vec<_> = registry.seen().into_iter().map(|seen| seen.authorization).collect();
+    assert_eq!(sent, [None, Some(BASIC.to_owned()), Some(BASIC.to_owned())]);
+    let error = client.manifest("a", "2").await.unwrap_err().to_string();
+    assert!(error.contains("denies it to user \"user\" (401") && !error.contains("pass"), "{error}");
+}
+
+#[tokio::test]
+async fn a_password_is_traded_for_tokens_and_again_when_they_expire() {
+    let registry = Registry::start().await;
+    registry.add_manifest("a", "1", MANIFEST, b"{}");
+    let challenge = format!("Bearer realm=\"http://{}/token\",service=\"s\"", registry.address);
+    let path = "/token?service=s&scope=repository%3Aa%3Apull";
+    for token in ["one", "two"] {
+        registry.require_token(token, &challenge);
+        registry.replace(path, Reply::new(200, format!("{{\"token\":\"{token}\",\"expires_in\":1}}")));
+        let client = with_login(&registry.address, password());
+        client.manifest("a", "1").await.unwrap();
+        client.manifest("a", "1").await.unwrap();
+    }
+    // The same client, whose token has expired in the meantime.
+    let client = with_login(&registry.address, password());
+    client.manifest("a", "1").await.unwrap();
+    registry.require_token("three", &challenge);
+    registry.replace(path, Reply::new(200, r#"{"token":"three"}"#));
+    client.manifest("a", "1").await.unwrap();
+    let asked: Vec<_> = registry.seen().into_iter().filter(|seen| seen.path == path).collect();
+    assert_eq!(asked.len(), 4);
+    assert!(asked.iter().all(|seen| seen.authorization.as_deref() == Some(BASIC)), "{asked:?}");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_traded_by_post() {
+    let registry = Registry::start().await;
+    registry.add_manifest("a", "1", MANIFEST, b"{}");
+    registry.require_token("secret", &format!("Bearer realm=\"http://{}/oauth2\"", registry.address));
+    registry.on("/oauth2", Reply::new(200, r#"{"access_token":"secret"}"#));
+    with_login(&registry.address, Login::IdentityToken("refresh".to_owned())).manifest("a", "1").await.unwrap();
+    let seen = registry.seen();
+    let form = "grant_type=refresh_token&client_id=skeg&refresh_token=refresh&scope=repository%3Aa%3Apull";
+    assert_eq!((seen[1].method.as_str(), seen[1].body.as_str()), ("POST", form));
+    assert_eq!(seen[1].authorization, None);
+}
+
+#[tokio::test]
+async fn another_part_of_a_blob_is_refused() {
+    let registry = Registry::start().await;
+    let digest = Digest::of(b"blob");
+    let reply = Reply::new(200, "blob").header("content-range", "bytes 0-3/4");
+    registry.on(&format!("/v2/a/blobs/{digest}"), Reply { status: 206, ..reply });
+    let error = client(&registry.address, LONG).blob("a", &digest, 2).await.err().unwrap();
+    assert!(
+        error.to_string().ends_with("asked for the bytes from 2 on, the registry sends \"bytes 0-3/4\""),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -134,7 +211,7 @@ async fn what_does_not_match_its_digest_is_refused() {
     let registry = Registry::start().await;
     let digest = Digest::of(b"right");
     for kind in ["manifests", "blobs"] {
-        registry.on(&format!("/v2/a/{kind}/{digest}"), Reply::new(200, "<html>wrong</html>"));
+        registry.on(&format!("/v2/a/{kind}/{digest}"), Reply::new(200, "{}"));
     }
     let client = client(&registry.address, LONG);
     let manifest = client.manifest("a", &digest.to_string()).await.unwrap_err();

@@ -1,20 +1,25 @@
-//! One layer on its way from the network into a temporary folder: count, hash, decompress, hash, unpack.
+//! One layer on its way from the network into a temporary folder: keep, count, hash, decompress, hash, unpack.
 //!
 //! Owns the stream in between, and its bounds: at most [`QUEUE`] chunks of 64 KiB wait in memory, and a zstd window
 //! may have 8 MiB. The folder gets its name elsewhere, once all of this has succeeded.
 
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use bytes::{Buf, Bytes};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::digest::{Digest, Hasher};
+use crate::split::Recorder;
 use crate::tar::Archive;
 use crate::unpack::{UnpackError, Unpacked, unpack};
 
 use super::LayerPart;
+use super::partial::Partial;
+use super::seal::{ARCHIVE, TREE};
 
 /// Chunks that may wait between network and disk.
 pub(super) const QUEUE: usize = 8;
@@ -77,6 +82,13 @@ pub enum LayerError {
     },
 }
 
+/// A layer that has come whole.
+pub(super) struct Received {
+    pub(super) unpacked: Unpacked,
+    /// Bytes of the plain archive, where it can be made again from the files and its record.
+    pub(super) archive_size: Option<u64>,
+}
+
 /// What goes through the queue.
 pub(super) enum Piece {
     Data(Bytes),
@@ -84,8 +96,28 @@ pub(super) enum Piece {
     End,
 }
 
-/// The compressed stream as it comes out of the queue, counted and hashed.
+impl LayerError {
+    /// Tells whether it is the content's fault, so that another registry may have better.
+    pub(super) fn is_of_the_content(&self) -> bool {
+        let disk = matches!(self, LayerError::Unpack(UnpackError::Full { .. } | UnpackError::Io { .. }));
+        !disk && !matches!(self, LayerError::Interrupted | LayerError::Folder { .. })
+    }
+}
+
+/// Where a layer's bytes come from.
+pub(super) struct Source {
+    /// What is here from an earlier attempt, and where what comes is kept for a later one.
+    pub(super) partial: Option<Partial>,
+    /// Told how many bytes were here, and so from where on to fetch.
+    pub(super) begin: oneshot::Sender<u64>,
+    /// What is fetched.
+    pub(super) queue: mpsc::Receiver<Piece>,
+}
+
+/// The compressed stream as it comes out of its source, counted and hashed.
 struct Compressed {
+    partial: Option<Partial>,
+    begin: Option<oneshot::Sender<u64>>,
     queue: mpsc::Receiver<Piece>,
     chunk: Bytes,
     hasher: Hasher,
@@ -101,21 +133,66 @@ enum State {
     GivenUp,
 }
 
+impl Compressed {
+    /// Does something with the partial file; where that fails, the layer comes without one.
+    fn with_partial<T>(&mut self, work: impl FnOnce(&mut Partial) -> io::Result<T>) -> Option<T> {
+        match work(self.partial.as_mut()?) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                log::warn!("a download cannot be kept for later: {error}");
+                self.forget();
+                None
+            }
+        }
+    }
+
+    /// Removes the partial file: its bytes are of no use.
+    fn forget(&mut self) {
+        if let Some(error) = self.partial.take().and_then(|partial| partial.remove().err()) {
+            log::warn!("a partial download cannot be removed: {error}");
+        }
+    }
+
+    /// Returns what an earlier attempt has left, then tells the sender where to begin.
+    fn replay(&mut self) -> Option<Bytes> {
+        self.begin.as_ref()?;
+        let data = self.with_partial(Partial::replay).flatten();
+        if data.is_none()
+            && let Some(begin) = self.begin.take()
+        {
+            // A sender that is gone is seen at the queue.
+            let _ = begin.send(self.count);
+        }
+        data
+    }
+
+    /// Waits for the next bytes; `None` when the state has changed instead.
+    fn next(&mut self) -> Option<Bytes> {
+        if let Some(data) = self.replay() {
+            return Some(data);
+        }
+        match self.queue.blocking_recv() {
+            Some(Piece::Data(data)) => {
+                self.with_partial(|partial| partial.append(&data));
+                return Some(data);
+            }
+            Some(Piece::End) => self.state = State::Ended,
+            None => self.state = State::GivenUp,
+        }
+        None
+    }
+}
+
 impl BufRead for Compressed {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.chunk.is_empty() && self.state == State::Open {
-            match self.queue.blocking_recv() {
-                Some(Piece::Data(data)) => {
-                    self.count += data.len() as u64;
-                    if self.count > self.wanted {
-                        return Err(io::Error::other("more bytes than the manifest says"));
-                    }
-                    self.hasher.update(&data);
-                    self.chunk = data;
-                }
-                Some(Piece::End) => self.state = State::Ended,
-                None => self.state = State::GivenUp,
+            let Some(data) = self.next() else { break };
+            self.count += data.len() as u64;
+            if self.count > self.wanted {
+                return Err(io::Error::other("more bytes than the manifest says"));
             }
+            self.hasher.update(&data);
+            self.chunk = data;
         }
         match self.state {
             State::GivenUp => Err(io::Error::other("the transfer was given up")),
@@ -182,6 +259,7 @@ enum Trouble {
 struct Hashed<R> {
     inner: R,
     hasher: Hasher,
+    size: u64,
     left: u64,
     trouble: Trouble,
 }
@@ -190,6 +268,7 @@ impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer).inspect_err(|_| self.trouble = Trouble::Decoder)?;
         self.hasher.update(&buffer[..count]);
+        self.size += count as u64;
         match self.left.checked_sub(count as u64) {
             Some(left) => self.left = left,
             None => {
@@ -201,17 +280,30 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// Unpacks a layer from the queue into an existing empty folder, and verifies both of its digests. Blocks.
-pub(super) fn receive(queue: mpsc::Receiver<Piece>, layer: &LayerPart, folder: &Path) -> Result<Unpacked, LayerError> {
+/// Unpacks a layer into `fs` of an existing empty folder, with its `archive.zst` beside, and verifies both of its
+/// digests. Blocks.
+///
+/// The partial file stays when all is well, for the layer is not in its place yet, and when the transfer was given up.
+pub(super) fn receive(source: Source, layer: &LayerPart, folder: &Path) -> Result<Received, LayerError> {
     let mut compressed = Compressed {
-        queue,
+        partial: source.partial,
+        begin: Some(source.begin),
+        queue: source.queue,
         chunk: Bytes::new(),
         hasher: Hasher::new(),
         count: 0,
         wanted: layer.size,
         state: State::Open,
     };
-    let unpacked = decode(&mut compressed, layer, folder);
+    let result = verified(&mut compressed, layer, folder);
+    if !matches!(result, Ok(_) | Err(LayerError::Interrupted)) {
+        compressed.forget();
+    }
+    result
+}
+
+fn verified(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<Received, LayerError> {
+    let unpacked = decode(compressed, layer, folder);
     if compressed.state == State::GivenUp {
         return Err(LayerError::Interrupted);
     }
@@ -220,14 +312,16 @@ pub(super) fn receive(queue: mpsc::Receiver<Piece>, layer: &LayerPart, folder: &
     }
     // A page of HTML instead of a layer is no archive; that it is not the right blob tells more. But a layer that
     // was refused early is not fetched to its end only to know.
-    let disk = matches!(&unpacked, Err(LayerError::Unpack(UnpackError::Full { .. } | UnpackError::Io { .. })));
-    let worth_it = unpacked.is_ok() || (!disk && layer.size - compressed.count <= MAX_POST_MORTEM);
+    let worth_it = match &unpacked {
+        Ok(_) => true,
+        Err(error) => error.is_of_the_content() && layer.size - compressed.count <= MAX_POST_MORTEM,
+    };
     if worth_it {
-        drain(&mut compressed)?;
+        drain(compressed)?;
         if compressed.count != layer.size {
             return Err(LayerError::Size { wanted: layer.size, got: compressed.count });
         }
-        let got = compressed.hasher.finish();
+        let got = std::mem::replace(&mut compressed.hasher, Hasher::new()).finish();
         if got != layer.blob {
             return Err(LayerError::Digest { got });
         }
@@ -239,18 +333,30 @@ pub(super) fn receive(queue: mpsc::Receiver<Piece>, layer: &LayerPart, folder: &
     Ok(unpacked)
 }
 
-fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<(Unpacked, Digest), LayerError> {
+fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<(Received, Digest), LayerError> {
     let limit = layer.size.saturating_mul(MAX_RATIO).clamp(MIN_UNPACKED, MAX_UNPACKED);
+    let step = |operation| move |source| LayerError::Folder { operation, source };
+    let (tree, record) = (folder.join(TREE), folder.join(ARCHIVE));
+    fs::DirBuilder::new().mode(0o755).create(&tree).map_err(step("make the folder of its files"))?;
+    let recorder = File::create_new(&record).and_then(Recorder::new).map_err(step("begin its archive's record"))?;
     let decoder = Decoder::new(compressed).map_err(LayerError::Decompress)?;
-    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), left: limit, trouble: Trouble::None };
-    let mut archive = Archive::new(BufReader::with_capacity(64 << 10, hashed));
-    let unpacked = unpack(&mut archive, folder, limit);
-    let mut rest = archive.into_inner();
+    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), size: 0, left: limit, trouble: Trouble::None };
+    let mut archive = Archive::recorded(BufReader::with_capacity(64 << 10, hashed), recorder);
+    let unpacked = unpack(&mut archive, &tree, limit);
     // The diff id is over the whole stream, also over what follows the archive's end mark.
-    let drained = unpacked.as_ref().ok().map(|_| io::copy(&mut rest, &mut io::sink()));
+    let drained = unpacked.as_ref().ok().map(|_| archive.drain());
+    let (rest, recorder) = archive.into_inner();
     let hashed = rest.into_inner();
     match (unpacked, drained) {
-        (Ok(unpacked), Some(Ok(_))) => Ok((unpacked, hashed.hasher.finish())),
+        (Ok(unpacked), Some(Ok(()))) => {
+            let whole = recorder.map_or(Ok(false), Recorder::finish).map_err(step("end its archive's record"))?;
+            let remade = whole && !unpacked.replaced;
+            if !remade {
+                fs::remove_file(&record).map_err(step("remove its archive's record"))?;
+            }
+            let size = hashed.size;
+            Ok((Received { unpacked, archive_size: remade.then_some(size) }, hashed.hasher.finish()))
+        }
         (Err(UnpackError::Archive(_, Some(source))), _) | (Ok(_), Some(Err(source))) => match hashed.trouble {
             Trouble::Decoder => Err(LayerError::Decompress(source)),
             Trouble::Bound => Err(LayerError::Bomb(limit)),

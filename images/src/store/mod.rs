@@ -2,42 +2,58 @@
 //!
 //! ```text
 //! blobs/sha256/<hex>   manifests and configurations, verified whenever they are read
-//! layers/<chain id>    one layer, unpacked, to be an overlay's lower directory
-//! images/<hex>         which manifest an image's digest means here: written last, when all of it is there
+//! layers/<chain id>/   fs: one layer, unpacked, to be an overlay's lower directory; archive.zst; seal
+//! images/<hex>         which manifest an image's digest means here, and its names: written when all of it is there
+//! partial/<chain id>   the compressed bytes of a layer that is on its way; a later pull goes on from them
 //! tmp/ uploads/        what is not whole; emptied when the store is opened
-//! broken/              what was found broken, for a person to look at; emptied by `retain`
+//! broken/              what was found broken, for a person to look at; emptied when room is made
+//! open                 the boot in which the store was opened; removed when it is closed in order
 //! lock                 held while the store is open
 //! ```
 //!
 //! Owns these folders and one promise: what has its final name is whole and on the disk. Why layers are unpacked,
-//! go by their chain id, and are not kept compressed: docs/decisions/0003-layers.md. It mounts nothing.
+//! go by their chain id, and are not kept compressed: docs/decisions/0003-layers.md. What is checked when, and what
+//! is removed when: docs/decisions/0006-store.md. It mounts nothing.
 
+mod collect;
 mod layer;
+mod list;
+mod partial;
 mod pull;
+mod record;
+mod seal;
+mod verify;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use oci_spec::image::{ImageConfiguration, ImageManifest};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::blobs::{BlobError, Blobs, blob_io, make_folder, sync_folder};
 use crate::client::MAX_MANIFEST;
 use crate::digest::Digest;
+pub use collect::{Goal, Limits};
 pub use layer::LayerError;
+pub use list::{Listed, Usage};
 pub use pull::{Progress, PullError};
+pub use record::NameError;
+use record::Record;
+use seal::{Seal, TREE};
+pub use verify::Verified;
 
 /// Largest image configuration that is read.
 pub const MAX_CONFIG: u64 = 4 << 20;
 /// Most layers of one image; overlay takes 500, Docker makes 127.
 pub const MAX_LAYERS: usize = 128;
-const MAX_RECORD: u64 = 4096;
+/// Names the boot in which the store was opened.
+const OPEN: &str = "open";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The images of a device. Clones are the same store.
@@ -48,8 +64,14 @@ struct Inner {
     root: PathBuf,
     blobs: Blobs,
     next_name: AtomicU64,
-    /// What running pulls need, with how many of them do; nothing of it is removed.
-    pinned: Mutex<HashMap<Digest, usize>>,
+    limits: Limits,
+    /// What must not be removed.
+    held: Mutex<Held>,
+    /// Held while records of images change.
+    records: Mutex<()>,
+    /// After an unclean end each layer is checked before it is used for the first time.
+    doubtful: bool,
+    checked: Mutex<HashSet<Digest>>,
     /// One lock a layer that is being fetched; a second pull waits for the first.
     layer_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     /// How many layers are fetched at the same time.
@@ -80,10 +102,15 @@ pub enum StoreError {
     InUse(PathBuf),
 }
 
-/// What stands in `images/<hex>`.
-#[derive(Serialize, Deserialize)]
-struct Record {
-    manifest: String,
+/// What must not be removed. Removing looks here, under the lock, at the moment when it removes.
+#[derive(Default)]
+struct Held {
+    /// Images that the device cannot do without.
+    wanted: BTreeSet<Digest>,
+    /// What running pulls need, with how many of them do.
+    pinned: HashMap<Digest, usize>,
+    /// Grows with every image that becomes known.
+    generation: u64,
 }
 
 /// Why a manifest or configuration is of no use.
@@ -135,10 +162,10 @@ struct LayerPart {
 }
 
 impl Store {
-    /// Opens or creates a store. What an interrupted pull has left is removed.
+    /// Opens or creates a store. What an interrupted pull has left in `tmp` is removed.
     ///
     /// Waits up to 5 s for another process that has it open, such as the agent before this one.
-    pub fn open(root: &Path) -> Result<Store, StoreError> {
+    pub fn open(root: &Path, limits: Limits) -> Result<Store, StoreError> {
         make_folder(root)?;
         let lock = lock_for(root, LOCK_PATIENCE)?;
         let tmp = root.join("tmp");
@@ -146,18 +173,26 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(blob_io("empty", &tmp)(error).into()),
             _ => {}
         }
-        for name in ["layers", "images", "tmp"] {
+        for name in ["layers", "images", "partial", "tmp"] {
             make_folder(&root.join(name))?;
         }
         let blobs = Blobs::open(root)?;
         for id in blobs.uploads()? {
             blobs.remove_upload(&id)?;
         }
+        let doubtful = note_opening(root)?;
+        if doubtful {
+            log::warn!("the image store {} was not closed in order: its layers are checked", root.display());
+        }
         Ok(Store(Arc::new(Inner {
             root: root.to_owned(),
             blobs,
             next_name: AtomicU64::new(0),
-            pinned: Mutex::default(),
+            limits,
+            held: Mutex::default(),
+            records: Mutex::default(),
+            doubtful,
+            checked: Mutex::default(),
             layer_locks: Mutex::default(),
             side_by_side: Arc::new(tokio::sync::Semaphore::new(pull::SIDE_BY_SIDE)),
             _lock: lock,
@@ -166,18 +201,47 @@ impl Store {
 
     /// Returns an image if all of it is on this device, without any network.
     ///
-    /// A blob that turns out to be broken is set aside, and the image then counts as not there. Blocks for a few
-    /// small reads.
+    /// What turns out to be broken is set aside, and the image then counts as not there. Blocks for a few small reads;
+    /// after an unclean end for a look at each file of a layer that was not looked at since.
     pub fn image(&self, digest: &Digest) -> Result<Option<Image>, StoreError> {
         let Some(parts) = self.parts(digest)? else { return Ok(None) };
-        let layers: Vec<_> = parts.layers.iter().map(|layer| self.layer_path(&layer.chain_id)).collect();
-        match layers.iter().find(|path| !path.is_dir()) {
-            Some(missing) => {
-                log::warn!("image {digest}: its layer {} is missing", missing.display());
-                Ok(None)
+        let mut layers = Vec::with_capacity(parts.layers.len());
+        for layer in &parts.layers {
+            if !self.has_layer(&layer.chain_id)? {
+                log::warn!("image {digest}: its layer {} is missing", layer.chain_id);
+                return Ok(None);
             }
-            None => Ok(Some(Image { digest: *digest, config: parts.config, layers })),
+            layers.push(self.tree(&layer.chain_id));
         }
+        Ok(Some(Image { digest: *digest, config: parts.config, layers }))
+    }
+
+    /// Tells whether a layer is there; one that is broken is set aside.
+    fn has_layer(&self, chain_id: &Digest) -> Result<bool, StoreError> {
+        let path = self.layer_path(chain_id);
+        let trouble = match Seal::read(&path) {
+            Ok(None) => return Ok(false),
+            Ok(Some(_)) if !self.0.doubtful || lock(&self.0.checked).contains(chain_id) => return Ok(true),
+            Ok(Some(seal)) => seal.trouble(&path),
+            Err(error) => Some(format!("its seal cannot be read: {error}")),
+        };
+        match trouble {
+            Some(trouble) => {
+                self.set_layer_aside(chain_id, &trouble)?;
+                Ok(false)
+            }
+            None => {
+                lock(&self.0.checked).insert(*chain_id);
+                Ok(true)
+            }
+        }
+    }
+
+    fn set_layer_aside(&self, chain_id: &Digest, trouble: &str) -> Result<(), BlobError> {
+        let path = self.layer_path(chain_id);
+        log::warn!("{} is broken ({trouble}): set aside", path.display());
+        self.0.blobs.set_aside(&path)?;
+        sync_folder(&self.0.root.join("layers"))
     }
 
     /// Lists the digests of all images that were pulled whole.
@@ -185,75 +249,9 @@ impl Store {
         Ok(self.names("images")?.iter().filter_map(|name| Digest::from_hex(name)).collect())
     }
 
-    /// Removes every image that is not listed, and every layer that no listed image has. Runs off the event loop.
-    ///
-    /// List everything that a container still runs from. What a running pull needs is spared. Returns how many
-    /// layers were removed.
-    pub async fn retain(&self, keep: &[Digest]) -> Result<usize, StoreError> {
-        let (store, keep) = (self.clone(), keep.to_vec());
-        let work = tokio::task::spawn_blocking(move || store.retain_blocking(&keep));
-        work.await.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))
-    }
-
-    fn retain_blocking(&self, keep: &[Digest]) -> Result<usize, StoreError> {
-        let mut keep: BTreeSet<Digest> = keep.iter().copied().collect();
-        for digest in keep.clone() {
-            if let Some(manifest) = self.record(&digest)? {
-                keep.insert(manifest);
-            }
-            let Some(parts) = self.parts(&digest)? else { continue };
-            keep.insert(parts.config_digest);
-            keep.extend(parts.layers.iter().map(|layer| layer.chain_id));
-        }
-        let mut removed = Vec::new();
-        {
-            // A pull pins what it needs under this lock before it looks what is there; the renames are quick.
-            let pinned = self.pinned();
-            let unwanted = |name: &String| {
-                Digest::from_hex(name).is_none_or(|digest| !keep.contains(&digest) && !pinned.contains_key(&digest))
-            };
-            // Images first: a cut between the two leaves layers without an image, never an image without layers.
-            for folder in ["images", "layers", "blobs/sha256"] {
-                for name in self.names(folder)?.into_iter().filter(unwanted) {
-                    let path = self.0.root.join(folder).join(name);
-                    let away = self.temp_path("removed");
-                    fs::rename(&path, &away).map_err(blob_io("remove", &path))?;
-                    removed.push((folder == "layers", away));
-                }
-                sync_folder(&self.0.root.join(folder))?;
-            }
-        }
-        for name in self.names("broken")? {
-            removed.push((false, self.0.root.join("broken").join(name)));
-        }
-        let layers = removed.iter().filter(|(is_layer, _)| *is_layer).count();
-        for (_, path) in removed {
-            let done = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            done.map_err(blob_io("remove", &path))?;
-        }
-        Ok(layers)
-    }
-
-    /// Reads which manifest an image's digest means.
-    fn record(&self, digest: &Digest) -> Result<Option<Digest>, StoreError> {
-        let path = self.0.root.join("images").join(digest.hex());
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(blob_io("open", &path)(error).into()),
-        };
-        let record: Result<Record, _> = serde_json::from_reader(io::Read::take(file, MAX_RECORD));
-        if let Some(manifest) = record.ok().and_then(|record| record.manifest.parse().ok()) {
-            return Ok(Some(manifest));
-        }
-        log::warn!("{} is broken: set aside", path.display());
-        self.0.blobs.set_aside(&path)?;
-        Ok(None)
-    }
-
     /// Reads what an image consists of; `None` if any of it is not there or broken.
     fn parts(&self, digest: &Digest) -> Result<Option<Parts>, StoreError> {
-        let Some(manifest) = self.record(digest)? else { return Ok(None) };
+        let Some(Record { manifest, .. }) = self.record(digest)? else { return Ok(None) };
         let Some(bytes) = self.0.blobs.read(&manifest, MAX_MANIFEST)? else { return Ok(None) };
         let parts = parse_manifest(&bytes).and_then(|manifest| {
             let config_digest = sha256(manifest.config())?;
@@ -269,6 +267,15 @@ impl Store {
         self.0.root.join("layers").join(chain_id.hex())
     }
 
+    fn partial_path(&self, chain_id: &Digest) -> PathBuf {
+        self.0.root.join("partial").join(chain_id.hex())
+    }
+
+    /// The folder of a layer's files.
+    fn tree(&self, chain_id: &Digest) -> PathBuf {
+        self.layer_path(chain_id).join(TREE)
+    }
+
     fn temp_path(&self, what: &str) -> PathBuf {
         self.0.root.join("tmp").join(format!("{what}-{}", self.0.next_name.fetch_add(1, Ordering::Relaxed)))
     }
@@ -281,25 +288,52 @@ impl Store {
         entries.map(name).collect::<io::Result<_>>().map_err(blob_io("list", &path))
     }
 
-    fn pinned(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, usize>> {
-        // Every change to the map is one call, so it is sound after a panic.
-        self.0.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        lock(&self.0.held)
     }
+}
 
-    /// Writes the record that makes an image known: the last step of a pull.
-    fn write_record(&self, digest: &Digest, manifest: &Digest) -> Result<(), BlobError> {
-        let path = self.0.root.join("images").join(digest.hex());
-        let temp = self.temp_path("image");
-        let text = format!("{{\"manifest\":\"{manifest}\"}}\n");
-        let write = || -> io::Result<()> {
-            let mut file = File::create_new(&temp)?;
-            io::Write::write_all(&mut file, text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temp, &path)
-        };
-        write().map_err(blob_io("write", &path))?;
-        sync_folder(&self.0.root.join("images"))
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Where this does not reach the disk, the layers are checked next time without need.
+        let _ = fs::remove_file(self.root.join(OPEN));
     }
+}
+
+/// Locks what is sound after any panic, because every change to it is one call.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes that the store is open in this boot; tells whether an earlier boot ended with it open.
+fn note_opening(root: &Path) -> Result<bool, BlobError> {
+    let path = root.join(OPEN);
+    let boot = fs::read(BOOT_ID).map_err(blob_io("read", Path::new(BOOT_ID)))?;
+    let mut earlier = Vec::new();
+    match File::open(&path) {
+        // A process that was killed has lost nothing of what it wrote: only a new boot is a reason for doubt.
+        Ok(file) => file.take(64).read_to_end(&mut earlier).map(drop).map_err(blob_io("read", &path))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(blob_io("open", &path)(error)),
+    }
+    if earlier == boot {
+        return Ok(false);
+    }
+    let there = path.exists();
+    write_whole(&root.join("tmp").join(OPEN), &path, &boot)?;
+    Ok(there)
+}
+
+/// Writes a small file by way of `temp`, so that it is there whole, with what it had before, or not at all.
+fn write_whole(temp: &Path, path: &Path, bytes: &[u8]) -> Result<(), BlobError> {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(temp)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(temp, path)
+    };
+    write().map_err(blob_io("write", path))?;
+    path.parent().map_or(Ok(()), sync_folder)
 }
 
 /// Locks the store against other processes. The lock ends with the process, however it ends.
@@ -356,5 +390,7 @@ impl Parts {
     }
 }
 
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,7 @@
 //! Pulling an image: index, manifest, configuration, then its layers side by side, each named when it is whole.
 //!
-//! Owns the order of things. A pull that is dropped or fails leaves whole layers and temporary ones; the next pull
-//! goes on from the whole ones. Nothing is retried here, except that a transfer that broke off after it had made
-//! progress is continued where it stopped.
+//! Owns the order of things. A pull that is dropped or fails leaves whole layers and partial downloads; the next pull
+//! goes on from them, also after a restart. Whom to ask next when something fails is the sources' business.
 
 use std::fs;
 use std::io;
@@ -13,24 +12,27 @@ use std::sync::{Arc, PoisonError};
 
 use oci_spec::image::ImageIndex;
 use thiserror::Error;
-use tokio::sync::{Notify, OwnedMutexGuard, mpsc};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::blobs::{BlobError, blob_io, sync_folder};
-use crate::client::{Client, ClientError, RawManifest};
+use crate::blobs::{BlobError, sync_folder};
+use crate::client::{Attempt, ClientError, RawManifest, Sources};
 use crate::digest::Digest;
 use crate::platform::{NoPlatform, Platform};
-use crate::unpack::{Unpacked, imitate};
+use crate::unpack::imitate;
 
-use super::layer::{LayerError, Piece, QUEUE, receive};
+use super::layer::{LayerError, Piece, QUEUE, Received, Source, receive};
+use super::partial::Partial;
+use super::seal::{Seal, TREE};
 use super::{Image, LayerPart, MAX_CONFIG, ManifestError, Parts, Store, StoreError, parse_manifest};
 
 /// Layers that are fetched and unpacked at the same time in one store.
 pub(super) const SIDE_BY_SIDE: usize = 3;
-/// A layer is expected to unpack to this many times its compressed size when the space is checked.
-const EXPANSION: u64 = 3;
-/// How often one layer's transfer is continued.
-const MAX_CONTINUED: usize = 20;
+/// Kinds of configuration that an image has; anything else is an artifact that only looks like one.
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+/// A smaller layer is rather fetched again than kept while it comes.
+const MIN_PARTIAL: u64 = 1 << 20;
 
 /// How far a pull is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,14 +83,16 @@ pub enum PullError {
         #[source]
         source: LayerError,
     },
-    /// The disk is too full to begin.
-    #[error("not enough space in {}: {needed} bytes are needed, {free} are free", path.display())]
+    /// The disk is too full to begin, also without the images that nothing needs.
+    #[error("not enough space in {}: {needed} {what} are needed, {free} are free", path.display())]
     Space {
         /// The store's folder.
         path: PathBuf,
-        /// Bytes that the missing layers are expected to take.
+        /// `bytes` or `inodes`.
+        what: &'static str,
+        /// How many the missing layers are expected to take, with what is to stay free.
         needed: u64,
-        /// Bytes that are free.
+        /// How many are free.
         free: u64,
     },
     /// A task ended without a result, which only a panic does.
@@ -110,9 +114,9 @@ struct Pins {
 
 impl Pins {
     fn add(&mut self, digests: impl IntoIterator<Item = Digest>) {
-        let mut pinned = self.store.pinned();
+        let mut held = self.store.held();
         for digest in digests {
-            *pinned.entry(digest).or_insert(0) += 1;
+            *held.pinned.entry(digest).or_insert(0) += 1;
             self.digests.push(digest);
         }
     }
@@ -120,12 +124,12 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let mut pinned = self.store.pinned();
+        let mut held = self.store.held();
         for digest in &self.digests {
-            if let Some(count) = pinned.get_mut(digest) {
+            if let Some(count) = held.pinned.get_mut(digest) {
                 *count -= 1;
                 if *count == 0 {
-                    pinned.remove(digest);
+                    held.pinned.remove(digest);
                 }
             }
         }
@@ -135,7 +139,9 @@ impl Drop for Pins {
 /// A layer in its temporary folder, which goes when this is dropped.
 struct Temporary {
     folder: PathBuf,
-    unpacked: Unpacked,
+    /// Its compressed bytes, which are needed until it is in its place.
+    partial: Option<PathBuf>,
+    received: Option<Received>,
 }
 
 impl Drop for Temporary {
@@ -155,8 +161,7 @@ struct Ready {
 /// What the tasks of one pull share.
 struct Shared {
     store: Store,
-    client: Client,
-    repository: String,
+    sources: Sources,
     bytes_done: AtomicU64,
     moved: Notify,
 }
@@ -169,8 +174,7 @@ impl Store {
     /// the runtime's blocking pool are busy while layers come; it needs at least one more.
     pub async fn pull(
         &self,
-        client: &Client,
-        repository: &str,
+        sources: &Sources,
         digest: &Digest,
         platform: &Platform,
         progress: &(dyn Fn(Progress) + Send + Sync),
@@ -180,31 +184,32 @@ impl Store {
         if let Some(image) = self.image(digest)? {
             return Ok(image);
         }
-        let top = client.manifest(repository, &digest.to_string()).await?;
-        let raw = match select(&top, platform)? {
-            None => top,
-            Some(chosen) => client.manifest(repository, &chosen.to_string()).await?,
+        let top = sources.manifest(digest).await?;
+        // The index is kept as the proof that its digest means this manifest.
+        let (raw, index) = match select(&top, platform)? {
+            None => (top, None),
+            Some(chosen) => (sources.manifest(&chosen).await?, Some(top.bytes)),
         };
         let wrong = |digest: Digest| move |source| PullError::Manifest { digest, source };
         let manifest = parse_manifest(&raw.bytes).map_err(wrong(raw.digest))?;
         let config_digest = super::sha256(manifest.config()).map_err(wrong(raw.digest))?;
         pins.add([raw.digest, config_digest]);
-        let config = client.small_blob(repository, &config_digest, MAX_CONFIG).await?;
+        let config = sources.small_blob(&config_digest, MAX_CONFIG).await?;
         let parts = Parts::new(&manifest, &config).map_err(wrong(config_digest))?;
         check_platform(digest, &parts, platform)?;
         pins.add(parts.layers.iter().map(|layer| layer.chain_id));
-        self.0.blobs.put(&raw.bytes)?;
-        self.0.blobs.put(&config)?;
+        for document in index.iter().chain([&raw.bytes, &config]) {
+            self.0.blobs.put(document)?;
+        }
         let shared = Shared {
             store: self.clone(),
-            client: client.clone(),
-            repository: repository.to_owned(),
+            sources: sources.clone(),
             bytes_done: AtomicU64::new(0),
             moved: Notify::new(),
         };
         self.pull_layers(Arc::new(shared), &parts.layers, progress).await?;
         self.write_record(digest, &raw.digest)?;
-        let layers = parts.layers.iter().map(|layer| self.layer_path(&layer.chain_id)).collect();
+        let layers = parts.layers.iter().map(|layer| self.tree(&layer.chain_id)).collect();
         Ok(Image { digest: *digest, config: parts.config, layers })
     }
 
@@ -215,9 +220,13 @@ impl Store {
         layers: &[LayerPart],
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), PullError> {
-        let missing = layers.iter().filter(|layer| !self.layer_path(&layer.chain_id).is_dir());
-        let bytes = missing.map(|layer| layer.size).fold(0u64, u64::saturating_add);
-        self.check_space(bytes)?;
+        let mut bytes = 0u64;
+        for layer in layers {
+            if !self.has_layer(&layer.chain_id)? {
+                bytes = bytes.saturating_add(layer.size);
+            }
+        }
+        self.make_room(bytes).await?;
         // Dropping the set aborts its tasks; a layer that is being unpacked then ends as given up.
         let mut tasks = JoinSet::new();
         for (index, layer) in layers.iter().enumerate() {
@@ -249,27 +258,14 @@ impl Store {
         Ok(())
     }
 
-    /// Compares what the missing layers are expected to take with what is free.
-    fn check_space(&self, compressed: u64) -> Result<(), PullError> {
-        let root = &self.0.root;
-        let free =
-            rustix::fs::statvfs(root).map_err(|errno| blob_io("ask for the free space of", root)(errno.into()))?;
-        let free = free.f_bavail.saturating_mul(free.f_frsize);
-        let needed = compressed.saturating_mul(EXPANSION);
-        if needed > free {
-            return Err(PullError::Space { path: root.clone(), needed, free });
-        }
-        Ok(())
-    }
-
     /// Puts an unpacked layer into its place: imitates, syncs, renames, syncs the folder.
     async fn place(&self, layers: &[LayerPart], ready: Ready) -> Result<(), PullError> {
         let (below, layer) = (&layers[..ready.index], &layers[ready.index]);
         let Some(temporary) = ready.temporary else { return Ok(()) };
         let target = self.layer_path(&layer.chain_id);
-        let lower: Vec<_> = below.iter().rev().map(|layer| self.layer_path(&layer.chain_id)).collect();
-        let root = self.0.root.join("layers");
-        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &target, &lower, &root));
+        let lower: Vec<_> = below.iter().rev().map(|layer| self.tree(&layer.chain_id)).collect();
+        let diff_id = layer.diff_id;
+        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &diff_id, &target, &lower));
         let placed = work.await.map_err(PullError::Task)?;
         placed.map_err(|source| PullError::Layer { layer: layer.blob, source })
     }
@@ -287,9 +283,12 @@ impl Store {
     }
 }
 
-fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers: &Path) -> Result<(), LayerError> {
+fn put_in_place(temporary: &Temporary, diff_id: &Digest, target: &Path, lower: &[PathBuf]) -> Result<(), LayerError> {
     let step = |operation| move |source| LayerError::Folder { operation, source };
-    imitate(&temporary.folder, &temporary.unpacked.implied, lower).map_err(step("give its folders their owners"))?;
+    let Some(received) = &temporary.received else { return Err(LayerError::Interrupted) };
+    imitate(&temporary.folder.join(TREE), &received.unpacked.implied, lower)
+        .map_err(step("give its folders their owners"))?;
+    Seal::write(&temporary.folder, diff_id, received.archive_size).map_err(step("seal it"))?;
     let folder = fs::File::open(&temporary.folder).map_err(step("open its folder"))?;
     // One call for a layer's ten thousand files; fsync of each of them would take minutes on a card.
     rustix::fs::syncfs(&folder).map_err(|errno| step("sync it")(errno.into()))?;
@@ -298,7 +297,12 @@ fn put_in_place(temporary: &Temporary, target: &Path, lower: &[PathBuf], layers:
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
         result => result.map_err(step("put it in its place"))?,
     }
-    sync_folder(layers).map_err(|error| step("sync the folder of layers")(io::Error::other(error)))
+    let layers = target.parent().map_or(Ok(()), sync_folder);
+    layers.map_err(|error| step("sync the folder of layers")(io::Error::other(error)))?;
+    match temporary.partial.as_deref().map_or(Ok(()), fs::remove_file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(step("remove its partial download")(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Chooses from an index; `None` when this is a manifest itself.
@@ -310,13 +314,24 @@ fn select(top: &RawManifest, platform: &Platform) -> Result<Option<Digest>, Pull
         #[serde(default)]
         manifests: Option<serde::de::IgnoredAny>,
         #[serde(default)]
-        config: Option<serde::de::IgnoredAny>,
+        config: Option<Config>,
+        artifact_type: Option<String>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Config {
+        media_type: Option<String>,
     }
     let wrong = |source| PullError::Manifest { digest: top.digest, source };
     let json = |what| move |source| wrong(ManifestError::Json { what, source });
     let kind: Kind = serde_json::from_slice(&top.bytes).map_err(json("image manifest or index"))?;
     let media_type = kind.media_type.unwrap_or_else(|| top.media_type.clone());
-    match (kind.manifests, kind.config) {
+    let artifact = kind.artifact_type.or_else(|| {
+        let media_type = kind.config.as_ref()?.media_type.clone()?;
+        (!CONFIG_TYPES.contains(&media_type.as_str())).then_some(media_type)
+    });
+    let media_type = artifact.clone().unwrap_or(media_type);
+    match (kind.manifests, kind.config.filter(|_| artifact.is_none())) {
         (Some(_), None) => {
             let index: ImageIndex = serde_json::from_slice(&top.bytes).map_err(json("image index"))?;
             let chosen =
@@ -342,43 +357,71 @@ fn check_platform(digest: &Digest, parts: &Parts, platform: &Platform) -> Result
 async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<Ready, PullError> {
     let store = &shared.store;
     let turn = store.turn(&layer.chain_id).await;
-    if store.layer_path(&layer.chain_id).is_dir() {
+    if store.has_layer(&layer.chain_id)? {
         return Ok(Ready { index, temporary: None, _turn: turn });
     }
     // The semaphore is never closed; without a permit the layer would merely be fetched at once.
     let _permit = Arc::clone(&store.0.side_by_side).acquire_owned().await.ok();
+    let mut attempt = shared.sources.attempt();
+    loop {
+        match fetch(&shared, &layer, &mut attempt).await {
+            Err(PullError::Layer { source, .. }) if source.is_of_the_content() && attempt.lied() => {
+                log::warn!("layer {}: {source}; another source is asked", layer.blob);
+            }
+            result => return Ok(Ready { index, temporary: Some(result?), _turn: turn }),
+        }
+    }
+}
+
+/// Fetches a layer into a temporary folder, going on from what an earlier attempt has left.
+async fn fetch(shared: &Shared, layer: &LayerPart, attempt: &mut Attempt<'_>) -> Result<Temporary, PullError> {
+    let store = &shared.store;
     let (sender, queue) = mpsc::channel(QUEUE);
+    let (begin, offset) = oneshot::channel();
     let (part, folder) = (layer.clone(), store.temp_path("layer"));
+    let partial = (layer.size >= MIN_PARTIAL).then(|| store.partial_path(&layer.chain_id));
     // The folder belongs to this closure until it is whole: whatever happens, it is removed off the event loop.
     let unpacking = tokio::task::spawn_blocking(move || {
-        let mut temporary = Temporary { folder, unpacked: Unpacked::default() };
-        let made = fs::DirBuilder::new().mode(0o755).create(&temporary.folder);
+        let mut temporary = Temporary { folder, partial, received: None };
+        let made = fs::DirBuilder::new().mode(0o700).create(&temporary.folder);
         made.map_err(|source| LayerError::Folder { operation: "make its temporary folder", source })?;
-        temporary.unpacked = receive(queue, &part, &temporary.folder)?;
+        let partial = temporary.partial.as_deref().map(Partial::open).transpose();
+        let partial =
+            partial.map_err(|source| LayerError::Folder { operation: "open its partial download", source })?;
+        temporary.received = Some(receive(Source { partial, begin, queue }, &part, &temporary.folder)?);
         Ok(temporary)
     });
-    let sent = send(&shared, &layer, sender).await;
+    let sent = send(shared, layer, attempt, offset, sender).await;
     let unpacked = unpacking.await.map_err(PullError::Task)?;
     // When the network failed, the unpacking was given up because of it.
     sent?;
-    let temporary = unpacked.map_err(|source| PullError::Layer { layer: layer.blob, source })?;
-    Ok(Ready { index, temporary: Some(temporary), _turn: turn })
+    unpacked.map_err(|source| PullError::Layer { layer: layer.blob, source })
 }
 
-/// Sends a blob into the queue; a transfer that breaks off is continued as long as it makes progress.
-async fn send(shared: &Shared, layer: &LayerPart, queue: mpsc::Sender<Piece>) -> Result<(), PullError> {
-    let mut sent = 0;
-    for attempt in 0.. {
+/// Sends a blob into the queue; a transfer that breaks off is continued where it stopped.
+async fn send(
+    shared: &Shared,
+    layer: &LayerPart,
+    attempt: &mut Attempt<'_>,
+    offset: oneshot::Receiver<u64>,
+    queue: mpsc::Sender<Piece>,
+) -> Result<(), ClientError> {
+    // The receiver is gone only if it has failed, and then it has the better error: here and below.
+    let Ok(mut sent) = offset.await else { return Ok(()) };
+    shared.bytes_done.fetch_add(sent, Ordering::Relaxed);
+    while sent < layer.size {
         let before = sent;
-        match send_from(shared, layer, &queue, &mut sent).await {
+        match send_from(shared, layer, attempt, &queue, &mut sent).await {
             Ok(()) => break,
-            Err(error) if error.is_transient() && sent > before && attempt < MAX_CONTINUED => {
-                log::info!("{error}; continued from byte {sent}");
+            Err(error) => {
+                if sent > before {
+                    attempt.progressed();
+                }
+                attempt.failed(error).await?;
+                log::info!("layer {}: continued from byte {sent} of {}", layer.blob, layer.size);
             }
-            Err(error) => return Err(error.into()),
         }
     }
-    // The receiver is gone only if it has failed, and then it has the better error.
     let _ = queue.send(Piece::End).await;
     Ok(())
 }
@@ -386,10 +429,12 @@ async fn send(shared: &Shared, layer: &LayerPart, queue: mpsc::Sender<Piece>) ->
 async fn send_from(
     shared: &Shared,
     layer: &LayerPart,
+    attempt: &Attempt<'_>,
     queue: &mpsc::Sender<Piece>,
     sent: &mut u64,
 ) -> Result<(), ClientError> {
-    let mut blob = shared.client.blob(&shared.repository, &layer.blob, *sent).await?;
+    let (client, repository) = attempt.source();
+    let mut blob = client.blob(repository, &layer.blob, *sent).await?;
     while let Some(chunk) = blob.chunk().await? {
         let length = chunk.len() as u64;
         if queue.send(Piece::Data(chunk)).await.is_err() {

@@ -1,13 +1,14 @@
 //! Pulls from a registry on loopback: honest ones, interrupted ones, and ones that are lied to.
 
+use super::disk_tests::SmallDisk;
 use super::*;
-use crate::client::{Client, ClientError, Endpoint};
+use crate::client::{Client, ClientError, Endpoint, Sources};
 use crate::platform::{NoPlatform, Platform};
 use crate::testing::*;
 
-fn store() -> (tempfile::TempDir, Store) {
+pub(super) fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), Limits::default()).unwrap();
     (folder, store)
 }
 
@@ -16,8 +17,13 @@ fn client(registry: &Registry) -> Client {
     Client::new(endpoint.with_timeouts(Duration::from_secs(10), Duration::from_secs(10)))
 }
 
-async fn pull(store: &Store, registry: &Registry, digest: &Digest) -> Result<Image, PullError> {
-    store.pull(&client(registry), "demo/web", digest, &Platform::host(), &|_| ()).await
+pub(super) async fn pull(store: &Store, registry: &Registry, digest: &Digest) -> Result<Image, PullError> {
+    store.pull(&sources(registry), digest, &Platform::host(), &|_| ()).await
+}
+
+/// The registry alone, asked again without much of a wait.
+fn sources(registry: &Registry) -> Sources {
+    Sources::one(client(registry), "demo/web").with_first_wait(Duration::from_millis(1))
 }
 
 /// An error with all its sources, as a user sees it.
@@ -31,7 +37,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn two_layers() -> [(Vec<u8>, Vec<u8>); 2] {
+pub(super) fn two_layers() -> [(Vec<u8>, Vec<u8>); 2] {
     let base = TarFile::new().folder("./", 0o755).folder("etc", 0o755).file("etc/name", b"base").bytes();
     let top = TarFile::new().file("etc/name", b"top").file("new", &[7; 100_000]).bytes();
     [(gzip(&base), base), (zstd::encode_all(&top[..], 3).unwrap(), top)]
@@ -46,14 +52,14 @@ async fn an_image_is_pulled_and_there_after_a_restart_without_a_network() {
     assert_eq!(client(&registry).resolve("demo/web", "1").await.unwrap(), digest);
     let steps = Mutex::new(Vec::new());
     let note = |progress: Progress| steps.lock().unwrap().push(progress);
-    let image = store.pull(&client(&registry), "demo/web", &digest, &Platform::host(), &note).await.unwrap();
+    let image = store.pull(&sources(&registry), &digest, &Platform::host(), &note).await.unwrap();
     let last = steps.lock().unwrap().last().copied().unwrap();
     assert_eq!((last.layers, last.layers_done, last.bytes_done), (2, 2, last.bytes));
     assert_eq!(fs::read(image.layers[0].join("etc/name")).unwrap(), b"base");
     assert_eq!(fs::read(image.layers[1].join("etc/name")).unwrap(), b"top");
     assert_eq!(image.config.config().as_ref().unwrap().cmd().as_deref(), Some(&["/bin/true".to_owned()][..]));
     drop(store);
-    let again = Store::open(folder.path()).unwrap();
+    let again = Store::open(folder.path(), Limits::default()).unwrap();
     assert_eq!(again.image(&digest).unwrap().unwrap().layers, image.layers);
     assert_eq!(again.images().unwrap(), [digest]);
     assert!(fs::read_dir(folder.path().join("tmp")).unwrap().next().is_none());
@@ -89,7 +95,7 @@ async fn an_image_for_another_machine_is_refused_before_its_layers_are_fetched()
     let digest = registry.add_image("demo/web", "1", &two_layers());
     let (_folder, store) = store();
     let other = Platform { architecture: "riscv64".to_owned(), variant: None };
-    let pulled = store.pull(&client(&registry), "demo/web", &digest, &other, &|_| ()).await;
+    let pulled = store.pull(&sources(&registry), &digest, &other, &|_| ()).await;
     assert!(matches!(pulled, Err(PullError::Platform { .. })));
     assert!(!registry.seen().iter().any(|seen| seen.path.contains(&Digest::of(&two_layers()[0].0).to_string())));
 }
@@ -105,9 +111,10 @@ async fn refusal(layer: (Vec<u8>, Vec<u8>), answer: Option<Reply>) -> String {
     let (folder, store) = store();
     let endpoint = Endpoint::for_registry(&registry.address, true).unwrap();
     let client = Client::new(endpoint.with_timeouts(Duration::from_secs(10), Duration::from_millis(300)));
-    let error = store.pull(&client, "demo/web", &digest, &Platform::host(), &|_| ()).await.unwrap_err();
+    let sources = Sources::one(client, "demo/web").with_first_wait(Duration::from_millis(1));
+    let error = store.pull(&sources, &digest, &Platform::host(), &|_| ()).await.unwrap_err();
     assert!(store.image(&digest).unwrap().is_none());
-    for name in ["layers", "images", "tmp", "uploads"] {
+    for name in ["layers", "images", "partial", "tmp", "uploads"] {
         assert_eq!(fs::read_dir(folder.path().join(name)).unwrap().count(), 0, "left in {name}: {error}");
     }
     chain(&error)
@@ -193,6 +200,127 @@ async fn a_transfer_that_broke_off_is_continued_where_it_stopped() {
     assert!(ranges[0].is_none() && ranges[1].as_ref().unwrap().starts_with("bytes="), "{ranges:?}");
 }
 
+/// A layer that no compressor makes smaller, so large that its download is kept while it comes.
+fn large_layer() -> Vec<u8> {
+    TarFile::new().file("x", &(0..400_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).bytes()
+}
+
+/// Begins a pull from a registry that stops in the middle of the layer, and drops everything there.
+async fn cut_short(folder: &Path, registry: &Registry, digest: &Digest, path: &str, tar: &[u8]) {
+    registry.replace(path, Reply::new(200, tar.to_vec()).end(End::Stall(1_200_000)));
+    let (store, come) = (Store::open(folder, Limits::default()).unwrap(), tokio::sync::Notify::new());
+    let note = |progress: Progress| {
+        if progress.bytes_done >= 1_200_000 {
+            come.notify_one();
+        }
+    };
+    let (from, host) = (sources(registry), Platform::host());
+    tokio::select! {
+        pulled = store.pull(&from, digest, &host, &note) => panic!("{pulled:?}"),
+        () = come.notified() => {}
+    }
+}
+
+/// Opens the store again; the pull that was dropped may take a moment to let go of it.
+async fn reopened(folder: &Path) -> Store {
+    let root = folder.to_owned();
+    tokio::task::spawn_blocking(move || Store::open(&root, Limits::default())).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_download_goes_on_after_a_restart() {
+    let (registry, tar) = (Registry::start().await, large_layer());
+    let path = format!("/v2/demo/web/blobs/{}", Digest::of(&tar));
+    let digest = registry.add_image("demo/web", "1", &[(tar.clone(), tar.clone())]);
+    let folder = tempfile::tempdir().unwrap();
+    cut_short(folder.path(), &registry, &digest, &path, &tar).await;
+    registry.replace(&path, Reply::new(206, tar.clone()));
+    let again = reopened(folder.path()).await;
+    assert_eq!(again.names("partial").unwrap(), [Digest::of(&tar).hex()]);
+    let image = pull(&again, &registry, &digest).await.unwrap();
+    assert_eq!(fs::read(image.layers[0].join("x")).unwrap().len(), 1_600_000);
+    let ranges: Vec<_> = registry.seen().into_iter().filter(|seen| seen.path == path).map(|seen| seen.range).collect();
+    let begin: u64 = ranges[1].as_ref().unwrap().trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+    assert!(ranges.len() == 2 && (1_000_000..=1_200_000).contains(&begin), "{ranges:?}");
+    assert!(again.names("partial").unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_partial_download_of_other_bytes_is_dropped_and_fetched_again() {
+    let (registry, tar) = (Registry::start().await, large_layer());
+    let path = format!("/v2/demo/web/blobs/{}", Digest::of(&tar));
+    let digest = registry.add_image("demo/web", "1", &[(tar.clone(), tar.clone())]);
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = tar.clone();
+    other[600_000] ^= 1;
+    cut_short(folder.path(), &registry, &digest, &path, &other).await;
+    registry.replace(&path, Reply::new(206, tar.clone()));
+    let again = reopened(folder.path()).await;
+    let error = chain(&pull(&again, &registry, &digest).await.unwrap_err());
+    assert!(error.contains("content with the digest sha256:"), "{error}");
+    assert!(again.names("partial").unwrap().is_empty());
+    registry.replace(&path, Reply::new(200, tar.clone()));
+    pull(&again, &registry, &digest).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_mirror_that_fails_or_lies_is_passed_over() {
+    let (mirror, registry) = (Registry::start().await, Registry::start().await);
+    let layers = two_layers();
+    let digest = registry.add_image("demo/web", "1", &layers);
+    let both = || {
+        let list = (client(&mirror), "cache/demo/web".to_owned());
+        Sources::new(list, [(client(&registry), "demo/web".to_owned())]).with_first_wait(Duration::from_millis(1))
+    };
+    let (_folder, store) = self::store();
+    let host = Platform::host();
+    store.pull(&both(), &digest, &host, &|_| ()).await.unwrap();
+    assert_eq!(mirror.count(&format!("/v2/cache/demo/web/manifests/{digest}")), 1);
+    assert_eq!(mirror.seen().len(), 1, "the mirror was asked again: {:?}", mirror.seen());
+    // Now the mirror has everything, but one layer of it is another.
+    mirror.add_image("cache/demo/web", "1", &layers);
+    let path = format!("/v2/cache/demo/web/blobs/{}", Digest::of(&layers[1].0));
+    let mut lie = layers[1].0.clone();
+    lie[20] ^= 1;
+    mirror.replace(&path, Reply::new(200, lie));
+    let (_folder, store) = self::store();
+    store.pull(&both(), &digest, &host, &|_| ()).await.unwrap();
+    assert_eq!(mirror.count(&path), 1);
+}
+
+#[tokio::test]
+async fn what_the_registry_itself_says_is_reported_and_not_the_mirror() {
+    let (mirror, registry) = (Registry::start().await, Registry::start().await);
+    mirror.on(&format!("/v2/a/manifests/{}", Digest::of(b"x")), Reply::new(500, "mirror is ill"));
+    let sources = Sources::new((client(&mirror), "a".to_owned()), [(client(&registry), "b".to_owned())]);
+    let (_folder, store) = store();
+    let pulled = store
+        .pull(&sources.with_first_wait(Duration::from_millis(1)), &Digest::of(b"x"), &Platform::host(), &|_| ())
+        .await;
+    let error = chain(&pulled.unwrap_err());
+    assert!(error.contains(&registry.address) && error.contains("404"), "{error}");
+    assert_eq!(mirror.seen().len(), 6);
+}
+
+#[tokio::test]
+async fn a_registry_in_trouble_is_asked_again_and_one_that_wants_much_patience_is_not() {
+    let registry = Registry::start().await;
+    let digest = registry.add_image("demo/web", "1", &two_layers());
+    let path = format!("/v2/demo/web/manifests/{digest}");
+    let good = registry.reply(&path);
+    registry.replace(&path, Reply::new(503, "busy"));
+    registry.on(&path, Reply::new(429, "slowly").header("retry-after", "0"));
+    registry.on(&path, good);
+    let (_folder, store) = self::store();
+    pull(&store, &registry, &digest).await.unwrap();
+    assert_eq!(registry.count(&path), 3);
+    registry.replace(&path, Reply::new(429, "tomorrow").header("retry-after", "86400"));
+    let (_folder, store) = self::store();
+    let error = chain(&pull(&store, &registry, &digest).await.unwrap_err());
+    assert!(error.contains("429") && error.contains("tomorrow"), "{error}");
+    assert_eq!(registry.count(&path), 4);
+}
+
 #[tokio::test]
 async fn a_registry_without_ranges_begins_again_and_what_is_there_is_skipped() {
     let registry = Registry::start().await;
@@ -220,18 +348,19 @@ async fn a_pull_that_is_dropped_leaves_whole_layers_only() {
             placed.notify_one()
         }
     };
-    let (client, host) = (client(&registry), Platform::host());
-    let mut pulling = Box::pin(first.pull(&client, "demo/web", &digest, &host, &note));
+    let (from, host) = (sources(&registry), Platform::host());
+    let mut pulling = Box::pin(first.pull(&from, &digest, &host, &note));
     tokio::select! {
         pulled = &mut pulling => panic!("{pulled:?}"),
         () = placed.notified() => {}
     }
     // What the running pull needs is spared, though nobody lists it.
-    assert_eq!(first.retain(&[]).await.unwrap(), 0);
+    assert_eq!(first.collect(Goal::Everything).await.unwrap(), []);
+    assert_eq!(first.names("layers").unwrap().len(), 1);
     drop(pulling);
     drop(first);
     let root = folder.path().to_owned();
-    let again = tokio::task::spawn_blocking(move || Store::open(&root)).await.unwrap().unwrap();
+    let again = tokio::task::spawn_blocking(move || Store::open(&root, Limits::default())).await.unwrap().unwrap();
     assert!(again.image(&digest).unwrap().is_none());
     assert_eq!(again.names("tmp").unwrap(), Vec::<String>::new());
     assert_eq!(again.names("layers").unwrap(), [Digest::of(&layers[0].1).hex()]);
@@ -263,7 +392,7 @@ async fn what_is_found_broken_is_fetched_again_alone() {
     let digest = registry.add_image("demo/web", "1", &layers);
     let (folder, store) = store();
     let image = pull(&store, &registry, &digest).await.unwrap();
-    fs::remove_dir_all(&image.layers[1]).unwrap();
+    fs::remove_dir_all(image.layers[1].parent().unwrap()).unwrap();
     assert!(store.image(&digest).unwrap().is_none());
     pull(&store, &registry, &digest).await.unwrap();
     let counts: Vec<_> =
@@ -282,26 +411,6 @@ async fn what_is_found_broken_is_fetched_again_alone() {
 }
 
 #[tokio::test]
-async fn retain_removes_what_no_listed_image_has() {
-    let registry = Registry::start().await;
-    let layers = two_layers();
-    let both = registry.add_image("demo/web", "1", &layers);
-    let base = registry.add_image("demo/web", "2", &layers[..1]);
-    let (folder, store) = store();
-    pull(&store, &registry, &both).await.unwrap();
-    pull(&store, &registry, &base).await.unwrap();
-    assert_eq!(store.retain(&[both, base]).await.unwrap(), 0);
-    assert_eq!(store.retain(&[base]).await.unwrap(), 1);
-    assert!(store.image(&both).unwrap().is_none() && store.image(&base).unwrap().is_some());
-    assert_eq!(store.images().unwrap(), [base]);
-    assert_eq!(store.names("blobs/sha256").unwrap().len(), 2);
-    assert_eq!(store.retain(&[]).await.unwrap(), 1);
-    for name in ["blobs/sha256", "layers", "images", "tmp"] {
-        assert_eq!(fs::read_dir(folder.path().join(name)).unwrap().count(), 0, "{name}");
-    }
-}
-
-#[tokio::test]
 async fn space_is_checked_before_anything_is_fetched() {
     let registry = Registry::start().await;
     let tar = TarFile::new().bytes();
@@ -316,37 +425,17 @@ async fn space_is_checked_before_anything_is_fetched() {
     let digest = registry.add_manifest("demo/web", "1", MANIFEST, manifest.as_bytes());
     let (_folder, store) = store();
     let error = pull(&store, &registry, &digest).await.unwrap_err().to_string();
-    assert!(error.contains("3458764513820540928 bytes are needed"), "{error}");
-}
-
-/// A file system of 1 MiB, unmounted when it is dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
-    }
+    let needed = 3 * (1u64 << 60) + Limits::default().reserve;
+    assert!(error.contains(&format!("{needed} bytes are needed")), "{error}");
 }
 
 #[tokio::test]
 async fn a_disk_that_fills_up_is_an_error_with_a_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let options = c"size=1m".to_owned();
-    let mounted = rustix::mount::mount(
-        "tmpfs",
-        folder.path(),
-        "tmpfs",
-        rustix::mount::MountFlags::empty(),
-        Some(options.as_c_str()),
-    );
-    if let Err(errno) = mounted {
-        return println!("skipped: cannot mount a tmpfs (needs root): {errno}");
-    }
-    let disk = SmallDisk(folder);
+    let Some(disk) = SmallDisk::new("size=1m") else { return };
     let registry = Registry::start().await;
     let tar = TarFile::new().file("large", &vec![1; 4 << 20]).bytes();
     let digest = registry.add_image("demo/web", "1", &[(gzip(&tar), tar)]);
-    let store = Store::open(disk.0.path()).unwrap();
+    let store = Store::open(disk.0.path(), Limits { reserve: 0, ..Limits::default() }).unwrap();
     let error = pull(&store, &registry, &digest).await.unwrap_err();
     let full =
         matches!(&error, PullError::Layer { source: LayerError::Unpack(crate::unpack::UnpackError::Full { .. }), .. });
@@ -364,16 +453,29 @@ async fn manifests_of_other_things_are_refused() {
     let digest = registry.add_manifest("demo/web", "1", signed, schema1.as_bytes());
     let error = chain(&pull(&store, &registry, &digest).await.unwrap_err());
     assert!(error.contains(signed) && error.contains(&digest.to_string()), "{error}");
-    for (tag, text) in [("2", "<html>"), ("3", "{\"schemaVersion\":2,\"config\":{},\"layers\":[]}")] {
-        let digest = registry.add_manifest("demo/web", tag, MANIFEST, text.as_bytes());
+    let empty = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
+    let artifact = r#"{"schemaVersion":2,"artifactType":"application/vnd.cncf.helm.config.v1+json","config":{
+        "mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
+    for (tag, media_type, text, part) in [
+        ("2", MANIFEST, empty, "it is not a valid image manifest"),
+        ("3", "text/html", "<html>Please log in", "sends \"text/html\" that is no JSON instead: <html>Please log in"),
+        ("4", MANIFEST, artifact, "its media type \"application/vnd.cncf.helm.config.v1+json\" is not an image"),
+        (
+            "5",
+            MANIFEST,
+            &artifact.replace("artifactType", "x"),
+            "its media type \"application/vnd.oci.empty.v1+json\" is not an image",
+        ),
+    ] {
+        let digest = registry.add_manifest("demo/web", tag, media_type, text.as_bytes());
         let error = chain(&pull(&store, &registry, &digest).await.unwrap_err());
-        assert!(error.contains("it is not a valid image manifest"), "{error}");
+        assert!(error.contains(part), "{error}");
     }
 }
 
 #[test]
 fn a_store_in_use_is_not_opened_twice() {
     let folder = tempfile::tempdir().unwrap();
-    let _first = Store::open(folder.path()).unwrap();
+    let _first = Store::open(folder.path(), Limits::default()).unwrap();
     assert!(matches!(lock_for(folder.path(), Duration::ZERO), Err(StoreError::InUse(_))));
 }

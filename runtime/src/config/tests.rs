@@ -222,7 +222,7 @@ proptest! {
             let null = || File::open("/dev/null").unwrap().into();
             let stdio = Stdio { stdin: null(), stdout: null(), stderr: null() };
             let root = Root::Folder("/".into());
-            let request = Request { spec: &spec, root: &root, cgroup: None, network: None, stdio, reaper: Reaper::Caller, extras: Extras::default() };
+            let request = Request { spec: &spec, root: &root, cgroup: None, network: None, user: None, stdio, reaper: Reaper::Caller, extras: Extras::default() };
             let host = HostCgroups::from_mount_table("1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap();
             if let Ok(plan) = Plan::compile_on(request, Some(host)) {
                 prop_assert!(!plan.to_string().is_empty());

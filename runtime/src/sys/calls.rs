@@ -129,6 +129,45 @@ pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize> {
     }
 }
 
+/// sendmsg(2) of a message with one descriptor attached; unix(7), `SCM_RIGHTS`.
+pub(crate) fn send_descriptor(socket: i32, bytes: &[u8], descriptor: i32) -> Result<()> {
+    /// `struct cmsghdr` with one descriptor, padded as the kernel pads it.
+    #[repr(C, align(8))]
+    struct Attached {
+        header: libc::cmsghdr,
+        descriptor: i32,
+    }
+    // SAFETY: all-zero bytes are a valid cmsghdr and a valid i32.
+    let mut attached: Attached = unsafe { std::mem::zeroed() };
+    attached.header.cmsg_level = libc::SOL_SOCKET;
+    attached.header.cmsg_type = libc::SCM_RIGHTS;
+    // SAFETY: CMSG_LEN only computes.
+    attached.header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<i32>() as u32) } as _;
+    attached.descriptor = descriptor;
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero bytes are a valid struct msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut attached).cast();
+    message.msg_controllen = size_of::<Attached>() as _;
+    // SAFETY: the message's parts are alive for the call and of the lengths given; sending changes none of them.
+    check(unsafe { libc::syscall(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL) }).map(drop)
+}
+
+/// The kind of a namespace as its `CLONE_NEW*` flag; ioctl_ns(2), `NS_GET_NSTYPE`. `ENOTTY` if it is none.
+pub(crate) fn namespace_kind(fd: i32) -> Result<i32> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this ioctl takes no argument.
+    Ok(check(unsafe { libc::syscall(libc::SYS_ioctl, fd, NS_GET_NSTYPE) })? as i32)
+}
+
+/// chroot(2).
+pub(crate) fn change_root(path: &CStr) -> Result<()> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_chroot, path.as_ptr()) }).map(drop)
+}
+
 /// accept4(2), again after a signal; close-on-exec.
 pub(crate) fn accept(listener: i32) -> Result<i32> {
     let null = std::ptr::null_mut::<libc::c_void>();

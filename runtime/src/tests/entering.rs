@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::process::Command;
 
-fn enter(
+pub(super) fn enter(
     ground: &Ground,
     target: &Started,
     spec: &oci::Spec,

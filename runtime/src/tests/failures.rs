@@ -2,7 +2,7 @@
 
 use super::support::{Ground, cannot_run, change_process, mount, shell, with_arguments, with_mounts};
 use crate::step::Step;
-use crate::{Limits, PlanError, StartError};
+use crate::{Limits, Plan, PlanError, StartError};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -125,17 +125,11 @@ fn invalid_specifications_are_told_with_place_and_value() {
     assert_eq!(told(sysctl), "linux.sysctl.kernel.panic: \"1\" does not belong to a namespace of this container");
 }
 
-#[test]
-fn a_failure_at_any_step_leaves_nothing_behind() {
-    if cannot_run() {
-        return;
-    }
-    let ground = Ground::with_cgroup(&Limits::default());
+/// Puts a failing step at each place of a plan, and looks for what it leaves.
+fn fail_everywhere(ground: &Ground, plan: impl Fn() -> Plan) {
     let cgroup = ground.cgroup.as_ref().unwrap();
-    let spec = shell("true");
-    let length = ground.plan(&spec).unwrap().0.steps.len();
-    for at in 0..length {
-        let (mut plan, _output) = ground.plan(&spec).unwrap();
+    for at in 0..plan().steps.len() {
+        let mut plan = plan();
         plan.steps.insert(at, Step::Fail);
         match plan.start() {
             Err(StartError::Step { index, step, source }) => {
@@ -147,8 +141,30 @@ fn a_failure_at_any_step_leaves_nothing_behind() {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(ground.folder.path().to_str().unwrap()), "{mounts}");
+}
+
+#[test]
+fn a_failure_at_any_step_leaves_nothing_behind() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let spec = shell("true");
+    fail_everywhere(&ground, || ground.plan(&spec).unwrap().0);
     // The ground is still good.
     assert_eq!(ground.run("echo fine").output, "fine\n");
+}
+
+#[test]
+fn a_failure_at_any_step_of_an_entrance_leaves_nothing_behind() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    super::namespaces::open(&ground);
+    let spec = super::namespaces::in_user_namespace("echo fine");
+    fail_everywhere(&ground, || ground.plan(&spec).unwrap().0);
+    assert_eq!(ground.run_spec(&spec).unwrap().output, "fine\n");
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod entering;
 mod failures;
 mod golden;
 mod life;
+mod namespaces;
 mod rights;
 mod support;

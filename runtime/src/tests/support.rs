@@ -32,6 +32,7 @@ pub(super) struct Ground {
     pub(super) cgroup: Option<Cgroup>,
     pub(super) extra_lower: Vec<PathBuf>,
     pub(super) network: Option<OwnedFd>,
+    pub(super) user: Option<OwnedFd>,
     pub(super) reaper: Reaper,
     pub(super) folder_root: bool,
 }
@@ -55,6 +56,7 @@ impl Ground {
             cgroup: None,
             extra_lower: Vec::new(),
             network: None,
+            user: None,
             reaper: Reaper::Caller,
             folder_root: false,
         }
@@ -95,6 +97,7 @@ impl Ground {
             root: &root,
             cgroup: self.cgroup.as_ref(),
             network: self.network.as_ref().map(std::os::fd::AsFd::as_fd),
+            user: self.user.as_ref().map(std::os::fd::AsFd::as_fd),
             stdio,
             reaper: self.reaper,
             extras,

@@ -33,6 +33,9 @@ impl View {
     }
 }
 
+/// Turns a question into numbers.
+pub(super) type Answers = Box<dyn FnMut(&str) -> Result<Vec<f64>>>;
+
 /// What a helper does.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Kind {
@@ -86,7 +89,7 @@ impl Helper {
 
 /// The helper's side: a line of numbers, or of the error, for each question.
 pub(crate) fn serve(kind: Kind, folder: &Path, cgroup: &str) -> Result<ExitCode> {
-    let mut answer: Box<dyn FnMut(&str) -> Result<Vec<f64>>> = match kind {
+    let mut answer: Answers = match kind {
         Kind::Resident => resident::answers(folder, cgroup)?,
         Kind::Peers => peers::answers(folder, cgroup),
     };

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, bail};
 
+use super::helper::Answers;
 use super::microseconds;
 use crate::build;
 
 /// Answers a runtime's name with the microseconds of one `run` from spawn to reaped exit.
-pub(super) fn answers(bundle: &Path, cgroup: &str) -> Box<dyn FnMut(&str) -> Result<Vec<f64>>> {
+pub(super) fn answers(bundle: &Path, cgroup: &str) -> Answers {
     let (bundle, cgroup) = (bundle.to_owned(), cgroup.to_owned());
     let mut count = 0;
     Box::new(move |name| {

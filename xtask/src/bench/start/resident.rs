@@ -13,6 +13,7 @@ use skeg_runtime::{
     Cgroup, Exit, Extras, Floor, Handed, Limits, Plan, Reaper, Request, Root, Started, Stdio, new_network, oci,
 };
 
+use super::helper::Answers;
 use super::microseconds;
 
 /// What the process keeps between questions.
@@ -54,7 +55,7 @@ impl Container {
 /// Answers `floor fresh|pooled` and `skeg fresh|pooled` with the microseconds to the running program and to the reaped
 /// exit; `sequence N CALLERS` with those of N containers that stay, and the bytes of memory that each of them costs
 /// this process; `pool N` with the kernel's bytes for a network namespace and a cgroup held ready.
-pub(super) fn answers(folder: &Path, cgroup: &str) -> Result<Box<dyn FnMut(&str) -> Result<Vec<f64>>>> {
+pub(super) fn answers(folder: &Path, cgroup: &str) -> Result<Answers> {
     let spec = super::spec(folder)?;
     let floor = Floor::new(&folder.join("rootfs"), &folder.join("upper-floor"), &folder.join("work-floor"))?;
     let mut resident = Resident { folder: folder.to_owned(), cgroup: cgroup.to_owned(), spec, floor, count: 0 };
@@ -170,6 +171,7 @@ fn start(folder: &Path, spec: &oci::Spec, name: &str, pool: Pool) -> Result<Cont
         root: &root,
         cgroup: Some(&cgroup),
         network: pool.network.as_ref().map(AsFd::as_fd),
+        user: None,
         stdio: null()?,
         reaper: Reaper::Caller,
         extras: Extras::default(),

@@ -1,0 +1,164 @@
+//! Where one image can be fetched: an ordered list of registries, and what to do when one of them fails.
+//!
+//! Owns fallback and patience: the next source is asked at once; when all have failed and one of them may only be
+//! in trouble, all are asked again after a while. As everything is asked for by digest, sources may be mixed freely.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Client, ClientError, RawManifest};
+use crate::digest::Digest;
+
+/// How often all sources are asked before the pull fails.
+const ROUNDS: u32 = 6;
+/// The wait before the second round; it doubles, so that all of them take 15 s.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// A registry that wants more patience than this (`Retry-After`) is given up for now.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The registries that may have an image, best first; at least one. Clones share what was learnt about them.
+#[derive(Clone)]
+pub struct Sources {
+    list: Arc<[(Client, String)]>,
+    /// Where the last request succeeded or is being tried.
+    preferred: Arc<AtomicUsize>,
+    first_wait: Duration,
+}
+
+/// One thing that is being asked for, until some source has given it.
+pub(crate) struct Attempt<'a> {
+    sources: &'a Sources,
+    at: usize,
+    failed: usize,
+    round: u32,
+    /// Whether asking again may help, and how long a registry wants to be left alone.
+    transient: bool,
+    wanted_wait: Option<Duration>,
+    /// The failure of the last source of the list, which is the registry that the user knows.
+    worst: Option<(usize, ClientError)>,
+}
+
+impl Sources {
+    /// Lists mirrors, then the registry itself, each with the repository's name there.
+    pub fn new(first: (Client, String), others: impl IntoIterator<Item = (Client, String)>) -> Sources {
+        let list: Vec<_> = std::iter::once(first).chain(others).collect();
+        Sources { list: list.into(), preferred: Arc::default(), first_wait: FIRST_WAIT }
+    }
+
+    /// Takes one registry alone.
+    pub fn one(client: Client, repository: &str) -> Sources {
+        Sources::new((client, repository.to_owned()), [])
+    }
+
+    /// Sets the wait before everything is asked again for the first time (0.5 s); it doubles each time.
+    #[must_use]
+    pub fn with_first_wait(self, first_wait: Duration) -> Sources {
+        Sources { first_wait, ..self }
+    }
+
+    /// Finds the digest that a tag means now, as [`Client::resolve`].
+    pub async fn resolve(&self, tag: &str) -> Result<Digest, ClientError> {
+        let mut attempt = self.attempt();
+        loop {
+            let (client, repository) = attempt.source();
+            match client.resolve(repository, tag).await {
+                Ok(digest) => return Ok(digest),
+                Err(error) => attempt.failed(error).await?,
+            }
+        }
+    }
+
+    /// Fetches a manifest or index, as [`Client::manifest`].
+    pub(crate) async fn manifest(&self, digest: &Digest) -> Result<RawManifest, ClientError> {
+        let mut attempt = self.attempt();
+        loop {
+            let (client, repository) = attempt.source();
+            match client.manifest(repository, &digest.to_string()).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => attempt.failed(error).await?,
+            }
+        }
+    }
+
+    /// Fetches a small blob, as [`Client::small_blob`].
+    pub(crate) async fn small_blob(&self, digest: &Digest, limit: u64) -> Result<Bytes, ClientError> {
+        let mut attempt = self.attempt();
+        loop {
+            let (client, repository) = attempt.source();
+            match client.small_blob(repository, digest, limit).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => attempt.failed(error).await?,
+            }
+        }
+    }
+
+    pub(crate) fn attempt(&self) -> Attempt<'_> {
+        let at = self.preferred.load(Ordering::Relaxed);
+        Attempt { sources: self, at, failed: 0, round: 1, transient: false, wanted_wait: None, worst: None }
+    }
+}
+
+impl<'a> Attempt<'a> {
+    /// Returns whom to ask now, and for which repository.
+    pub(crate) fn source(&self) -> (&'a Client, &'a str) {
+        let (client, repository) = &self.sources.list[self.at];
+        (client, repository)
+    }
+
+    /// Notes that bytes have come: whatever happens next is a new trouble.
+    pub(crate) fn progressed(&mut self) {
+        (self.failed, self.round, self.transient, self.wanted_wait, self.worst) = (0, 1, false, None, None);
+    }
+
+    /// Turns away from a source whose content was refused; tells whether there is another.
+    pub(crate) fn lied(&mut self) -> bool {
+        self.failed += 1;
+        self.at = (self.at + 1) % self.sources.list.len();
+        self.sources.preferred.store(self.at, Ordering::Relaxed);
+        self.failed < self.sources.list.len()
+    }
+
+    /// Turns to the next source, waiting once all have failed.
+    ///
+    /// # Errors
+    /// What the registry itself (the last of the list) says, when asking again cannot help or has not helped.
+    pub(crate) async fn failed(&mut self, error: ClientError) -> Result<(), ClientError> {
+        let count = self.sources.list.len();
+        self.failed += 1;
+        self.transient |= error.is_transient();
+        self.wanted_wait = self.wanted_wait.max(error.retry_after());
+        log::info!(
+            "{error}{}",
+            std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"))
+        );
+        if self.worst.as_ref().is_none_or(|(at, _)| self.at >= *at) {
+            self.worst = Some((self.at, error));
+        }
+        self.at = (self.at + 1) % count;
+        self.sources.preferred.store(self.at, Ordering::Relaxed);
+        if self.failed < count {
+            return Ok(());
+        }
+        let wait = self.wanted_wait.unwrap_or_else(|| jittered(self.sources.first_wait * 2u32.pow(self.round - 1)));
+        if let Some((_, error)) = self.worst.take()
+            && (!self.transient || self.round == ROUNDS || wait > MAX_WAIT)
+        {
+            return Err(error);
+        }
+        tokio::time::sleep(wait).await;
+        (self.failed, self.transient, self.wanted_wait) = (0, false, None);
+        self.round += 1;
+        Ok(())
+    }
+}
+
+/// Takes up to half of a wait away, so that a fleet does not come back in step.
+fn jittered(wait: Duration) -> Duration {
+    let mut random = [0; 1];
+    // Without randomness the fleet comes in step, which is no reason to fail.
+    let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random);
+    wait - wait * u32::from(random[0]) / 512
+}
