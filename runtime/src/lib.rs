@@ -36,7 +36,6 @@ mod seccomp;
 mod spec;
 mod step;
 mod sys;
-mod syscalls;
 mod terminal;
 #[cfg(test)]
 mod tests;

@@ -61,10 +61,10 @@ pub(crate) fn finish(
     let cwd = process.cwd();
     steps.push(Step::WorkingFolder { path: c_string("process.cwd", cwd.as_os_str().as_encoded_bytes())? });
 
-    let filters = seccomp.map(seccomp::compile).transpose()?.map(|filters| Step::Seccomp { filters });
+    let filter = seccomp.map(seccomp::compile).transpose()?.map(|filter| Step::Seccomp { filter });
     let no_new_privileges = process.no_new_privileges() == Some(true);
     let command = Arc::new(command(process)?);
-    let mut filters = filters.into_iter();
+    let mut filter = filter.into_iter();
     let mut wait = wait.into_iter().peekable();
     if wait.peek().is_some() {
         // Whoever waits would tell a missing program late, and to somebody else.
@@ -73,7 +73,7 @@ pub(crate) fn finish(
     if !no_new_privileges {
         steps.extend(wait.by_ref());
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
-        steps.extend(filters.by_ref());
+        steps.extend(filter.by_ref());
     }
     credentials(process, steps)?;
     steps.push(Step::Umask { mask: process.user().umask().unwrap_or(0o022) & 0o777 });
@@ -82,7 +82,7 @@ pub(crate) fn finish(
     if no_new_privileges {
         steps.push(Step::NoNewPrivileges);
         // As late as possible: the fewer system calls follow, the fewer must be allowed.
-        steps.extend(filters);
+        steps.extend(filter);
     }
     steps.push(Step::Execute { command });
     Ok(())

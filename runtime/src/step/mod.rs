@@ -7,7 +7,7 @@ mod filesystem;
 
 pub(crate) use filesystem::{Bind, Device, Filesystem, FilesystemStep, Target};
 
-use crate::seccomp::Filters;
+use crate::seccomp::Filter;
 use crate::sys::{self, CloneRequest, Errno, MountAttributes, StringList};
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -120,7 +120,7 @@ pub(crate) enum Step {
     NoNewPrivileges,
     ResetSignals,
     Seccomp {
-        filters: Arc<Filters>,
+        filter: Arc<Filter>,
     },
     /// Looks whether there is a program to run, while somebody still listens.
     FindCommand {
@@ -180,7 +180,7 @@ impl Step {
             }
             Step::NoNewPrivileges => sys::process_control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Step::ResetSignals => sys::reset_signals(),
-            Step::Seccomp { filters } => filters.programs().try_for_each(sys::install_filter),
+            Step::Seccomp { filter } => sys::install_filter(&filter.program, filter.flags).map(drop),
             Step::FindCommand { command } => command.find(),
             Step::Execute { command } => Err(command.execute()),
             #[cfg(test)]
@@ -343,7 +343,7 @@ impl fmt::Display for Step {
             Step::Umask { mask } => write!(out, "set umask {mask:04o}"),
             Step::NoNewPrivileges => write!(out, "gain no new privileges"),
             Step::ResetSignals => write!(out, "reset signals"),
-            Step::Seccomp { filters } => write!(out, "install {filters}"),
+            Step::Seccomp { filter } => write!(out, "install {filter}"),
             Step::FindCommand { command } => write!(out, "find {command}"),
             Step::Execute { command } => write!(out, "execute {command}"),
             #[cfg(test)]

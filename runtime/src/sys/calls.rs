@@ -472,17 +472,30 @@ pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64)
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
 }
 
-/// seccomp(2), `SECCOMP_SET_MODE_FILTER`.
-pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<()> {
+/// One instruction of classic BPF, `struct sock_filter` of linux/filter.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    pub(crate) code: u16,
+    /// Instructions to skip if the comparison holds.
+    pub(crate) if_true: u8,
+    /// Instructions to skip if it does not.
+    pub(crate) if_false: u8,
+    pub(crate) value: u32,
+}
+
+/// seccomp(2), `SECCOMP_SET_MODE_FILTER`. Returns the listener's descriptor if the flags ask for one, else 0.
+pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> Result<i32> {
     #[repr(C)]
     struct Program {
         length: u16,
-        filter: *const seccompiler::sock_filter,
+        filter: *const Instruction,
     }
     let length = u16::try_from(program.len()).map_err(|_| Errno(libc::E2BIG))?;
     let program = Program { length, filter: program.as_ptr() };
     // SAFETY: `program` has the layout of struct sock_fprog and points to `length` instructions.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+    let value = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    Ok(check(value)? as i32)
 }
 
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.
