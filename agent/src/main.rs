@@ -6,6 +6,7 @@ mod agent;
 pub mod appliance;
 mod apply;
 pub mod async_fd;
+mod cgroups;
 mod commands;
 // Public, so that the compiler counts their items as reachable.
 #[allow(dead_code)]

@@ -4,9 +4,10 @@
 //! read, no path inside the root is checked, no error is told but its number. It is what [`crate::Plan`] is measured
 //! against, built with the feature `floor` only, and never fit to start anybody's program.
 
+use crate::cgroup::devices;
 use crate::oci;
 use crate::plan::{Started, above_standard};
-use crate::seccomp::{self, Filters};
+use crate::seccomp::{self, Filter};
 use crate::spec;
 use crate::sys::{self, CloneRequest, Errno, MountAttributes, StringList};
 use std::ffi::{CStr, CString};
@@ -28,7 +29,8 @@ pub struct Floor {
     masked_files: Vec<CString>,
     masked_folders: Vec<CString>,
     capabilities: u64,
-    filters: Arc<Filters>,
+    filter: Arc<Filter>,
+    device_program: Vec<devices::Instruction>,
     program: CString,
     arguments: StringList,
     environment: StringList,
@@ -50,7 +52,7 @@ impl Floor {
     /// # Errors
     /// A path with a NUL, or a missing `/dev/null`.
     pub fn new(lower: &Path, upper: &Path, work: &Path) -> io::Result<Floor> {
-        let filters = seccomp::compile(&default_profile()).map_err(io::Error::other)?;
+        let filter = seccomp::compile(&default_profile()).map_err(io::Error::other)?;
         let data = [b"lowerdir=", bytes(lower), b",upperdir=", bytes(upper), b",workdir=", bytes(work)].concat();
         let relative =
             |paths: &[&str]| paths.iter().map(|path| CString::new(&path[1..])).collect::<Result<Vec<_>, _>>();
@@ -58,6 +60,8 @@ impl Floor {
         let there: Vec<&str> = spec::MASKED.into_iter().filter(|path| Path::new(path).exists()).collect();
         let (folders, files): (Vec<&str>, Vec<&str>) = there.into_iter().partition(|path| Path::new(path).is_dir());
         let read_only: Vec<&str> = spec::READ_ONLY.into_iter().filter(|path| Path::new(path).exists()).collect();
+        let rules = devices::rules(&[]).map_err(io::Error::other)?;
+        let device_program = devices::program(&rules).unwrap_or_default();
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
         Ok(Floor {
             overlay: CString::new(data)?,
@@ -65,14 +69,26 @@ impl Floor {
             read_only: relative(&read_only)?,
             masked_files: relative(&files)?,
             masked_folders: relative(&folders)?,
-            capabilities: crate::capabilities::bits(Some(&crate::capabilities::DEFAULT.into_iter().collect()))
-                .unwrap_or(0),
-            filters,
+            capabilities: crate::capabilities::bits(Some(&crate::capabilities::DEFAULT.into_iter().collect())),
+            filter,
+            device_program,
             program: c"/bin/true".into(),
             arguments: StringList::new(vec![c"/bin/true".into()]),
             environment: StringList::new(vec![c"PATH=/bin".into()]),
             null: above_standard(null.into()).map_err(io::Error::other)?,
         })
+    }
+
+    /// Makes a cgroup of version 2 with the default devices.
+    ///
+    /// # Errors
+    /// The number of whichever system call failed first.
+    pub fn make_cgroup(&self, folder: &Path) -> io::Result<OwnedFd> {
+        std::fs::create_dir(folder)?;
+        let folder = OwnedFd::from(std::fs::File::open(folder)?);
+        let program = sys::load_device_program(&self.device_program)?;
+        sys::attach_device_program(folder.as_raw_fd(), program.as_raw_fd())?;
+        Ok(folder)
     }
 
     /// Starts it; returns when its program runs.
@@ -155,7 +171,7 @@ impl Floor {
         sys::set_capabilities(self.capabilities, self.capabilities, 0)?;
         sys::set_umask(0o022);
         sys::process_control(libc::PR_SET_NO_NEW_PRIVS, 1, 0)?;
-        self.filters.programs().try_for_each(sys::install_filter)
+        sys::install_filter(&self.filter.program, self.filter.flags).map(drop)
     }
 }
 

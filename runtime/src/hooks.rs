@@ -139,7 +139,7 @@ impl CreateHooks {
             let mut plan = Plan::empty()?;
             exec::enter(&target, &self.spec, &mut plan.steps);
             end(&mut plan, hook, stdio)?;
-            exec::start_inside(plan, &target)
+            exec::start_inside(plan, &target, None)
         })
     }
 }
@@ -169,7 +169,7 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
         let mut plan = exec::compile(request, &target)?;
         plan.steps.pop();
         plan.steps.push(Step::Execute { command: command(hook)? });
-        exec::start_inside(plan, &target)
+        exec::start_inside(plan, &target, None)
     })
 }
 

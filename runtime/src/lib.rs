@@ -18,6 +18,7 @@
 
 #![deny(unsafe_code)]
 
+mod attributes;
 mod capabilities;
 mod cgroup;
 mod compile;
@@ -41,7 +42,10 @@ mod terminal;
 mod tests;
 mod user_namespace;
 
-pub use cgroup::{Cgroup, CgroupError, HostCgroups, Limits, host_cgroups};
+pub use cgroup::{
+    BlockEntry, BlockStats, Cgroup, CgroupError, CgroupPath, CpuStats, CpuUsage, HostCgroups, HugePageStats, Limits,
+    MemoryEntry, MemoryStats, OomWatch, PidsStats, Pressure, PressureTotal, Stats, Throttling, host_cgroups,
+};
 pub use compile::{Extras, PlanError, Request, Root};
 pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_process, read_config, read_process};
 pub use exec::{ExecRequest, exec};
@@ -50,6 +54,7 @@ pub use executable::protect_executable;
 pub use floor::{Floor, Handed};
 pub use handshake::{bind_start_socket, is_waiting};
 pub use hooks::{HookError, HookState, run_hooks};
+pub use mounts::mount_options;
 pub use network::{NetworkError, new_network};
 pub use oci_spec::runtime as oci;
 pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, start_waiting, wait};

@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use skeg_runtime::{
-    Cgroup, Exit, Extras, Floor, Handed, Limits, Plan, Reaper, Request, Root, Started, Stdio, new_network, oci,
+    Cgroup, CgroupError, CgroupPath, Exit, Extras, Floor, Handed, HostCgroups, Limits, Plan, Reaper, Request, Root,
+    Started, Stdio, host_cgroups, new_network, oci,
 };
 
 use super::helper::Answers;
@@ -22,6 +23,7 @@ struct Resident {
     cgroup: String,
     spec: oci::Spec,
     floor: Floor,
+    host: HostCgroups,
     count: usize,
 }
 
@@ -58,7 +60,8 @@ impl Container {
 pub(super) fn answers(folder: &Path, cgroup: &str) -> Result<Answers> {
     let spec = super::spec(folder)?;
     let floor = Floor::new(&folder.join("rootfs"), &folder.join("upper-floor"), &folder.join("work-floor"))?;
-    let mut resident = Resident { folder: folder.to_owned(), cgroup: cgroup.to_owned(), spec, floor, count: 0 };
+    let mut resident =
+        Resident { folder: folder.to_owned(), cgroup: cgroup.to_owned(), spec, floor, host: host_cgroups()?, count: 0 };
     Ok(Box::new(move |question| {
         let words: Vec<&str> = question.split(' ').collect();
         match words[..] {
@@ -82,15 +85,10 @@ impl Resident {
         let folders = ["upper-floor", "work-floor"].map(|name| self.folder.join(name));
         fs::create_dir_all(folder.parent().context("it has a parent")?)?;
         let network = if pooled { Some(new_network()?) } else { None };
-        if pooled {
-            fs::create_dir(&folder)?;
-        }
+        let made = if pooled { Some(self.floor.make_cgroup(&folder)?) } else { None };
         let began = Instant::now();
         folders.iter().try_for_each(fs::create_dir)?;
-        if !pooled {
-            fs::create_dir(&folder)?;
-        }
-        let cgroup = File::open(&folder)?;
+        let cgroup = made.map_or_else(|| self.floor.make_cgroup(&folder), Ok)?;
         let handed = Handed { cgroup: cgroup.as_fd(), network: network.as_ref().map(AsFd::as_fd) };
         let started = self.floor.start(handed).context("the floor")?;
         let running = began.elapsed();
@@ -105,12 +103,12 @@ impl Resident {
     fn one(&mut self, pooled: bool) -> Result<Vec<f64>> {
         let name = self.name();
         let pool = if pooled {
-            Pool { cgroup: Some(Cgroup::create(&name, &Limits::default())?), network: Some(new_network()?) }
+            Pool { cgroup: Some(make_cgroup(&self.host, &name)?), network: Some(new_network()?) }
         } else {
             Pool::default()
         };
         let began = Instant::now();
-        let container = start(&self.folder, &self.spec, &name, pool)?;
+        let container = start(&self.folder, &self.host, &self.spec, &name, pool)?;
         let running = began.elapsed();
         let exit = skeg_runtime::wait(&container.started)?;
         let reaped = began.elapsed();
@@ -125,12 +123,13 @@ impl Resident {
         let process = spec.process_mut().as_mut().context("the default specification has a process")?;
         process.set_args(Some(vec!["/bin/sleep".into(), "1000".into()]));
         let names: Vec<String> = (0..count).map(|_| self.name()).collect();
-        let (folder, spec) = (&self.folder, &spec);
+        let (folder, host, spec) = (&self.folder, &self.host, &spec);
         let before = resident_bytes()?;
         let began = Instant::now();
         let containers: Vec<Container> = std::thread::scope(|scope| {
             let shares = names.chunks(count.div_ceil(callers));
-            let all = |share: &[String]| share.iter().map(|name| start(folder, spec, name, Pool::default())).collect();
+            let all =
+                |share: &[String]| share.iter().map(|name| start(folder, host, spec, name, Pool::default())).collect();
             let threads: Vec<_> = shares.map(|share| scope.spawn(move || all(share))).collect();
             let joined =
                 threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a caller broke"))?);
@@ -149,8 +148,7 @@ impl Resident {
         let networks = (0..count).map(|_| new_network()).collect::<Result<Vec<_>, _>>()?;
         let between = kernel_bytes()?;
         let names: Vec<String> = (0..count).map(|_| self.name()).collect();
-        let cgroups =
-            names.iter().map(|name| Cgroup::create(name, &Limits::default())).collect::<Result<Vec<_>, _>>()?;
+        let cgroups = names.iter().map(|name| make_cgroup(&self.host, name)).collect::<Result<Vec<_>, _>>()?;
         let after = kernel_bytes()?;
         drop(networks);
         cgroups.iter().try_for_each(Cgroup::remove)?;
@@ -159,12 +157,12 @@ impl Resident {
 }
 
 /// Starts one container.
-fn start(folder: &Path, spec: &oci::Spec, name: &str, pool: Pool) -> Result<Container> {
+fn start(folder: &Path, host: &HostCgroups, spec: &oci::Spec, name: &str, pool: Pool) -> Result<Container> {
     let number = name.rsplit('/').next().unwrap_or(name);
     let (upper, work) = (folder.join(format!("upper-{number}")), folder.join(format!("work-{number}")));
     fs::create_dir(&upper)?;
     fs::create_dir(&work)?;
-    let cgroup = pool.cgroup.map_or_else(|| Cgroup::create(name, &Limits::default()), Ok)?;
+    let cgroup = pool.cgroup.map_or_else(|| make_cgroup(host, name), Ok)?;
     let root = Root::Overlay { lower: vec![folder.join("rootfs")], upper: upper.clone(), work: work.clone() };
     let request = Request {
         spec,
@@ -178,6 +176,11 @@ fn start(folder: &Path, spec: &oci::Spec, name: &str, pool: Pool) -> Result<Cont
     };
     let started = Plan::compile(request)?.start()?;
     Ok(Container { started, cgroup, folders: [upper, work] })
+}
+
+/// A container's cgroup, without bounds: what version 2 could bound is not there where version 1 has the controllers.
+fn make_cgroup(host: &HostCgroups, name: &str) -> Result<Cgroup, CgroupError> {
+    Cgroup::create(host, &CgroupPath::below_root(name)?, &Limits::default().resources())
 }
 
 fn null() -> Result<Stdio> {
