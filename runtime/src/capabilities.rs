@@ -63,6 +63,13 @@ pub(crate) fn bits(set: Option<&HashSet<oci::Capability>>) -> u64 {
     set.into_iter().flatten().map(known).fold(0, |bits, bit| bits | bit)
 }
 
+/// The names of all known capabilities, sorted.
+pub(crate) fn names() -> Vec<String> {
+    let mut names: Vec<_> = caps::all().iter().map(ToString::to_string).collect();
+    names.sort();
+    names
+}
+
 /// The bits that this process may hand on at all: what it does not hold, no child of it can be given.
 pub(crate) fn available() -> Result<u64, caps::errors::CapsError> {
     let held = caps::read(None, caps::CapSet::Permitted)?;

@@ -95,6 +95,13 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// pidfd_send_signal(2)
+pub(crate) fn send_signal(process: i32, number: i32) -> Result<()> {
+    let info = std::ptr::null::<u8>();
+    // SAFETY: the kernel fills in the signal's information by itself when none is given; the rest are numbers.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, number, info, 0) }).map(drop)
+}
+
 /// openat2(2) with the given resolve flags.
 pub(crate) fn open_resolved(folder: i32, path: &CStr, flags: i32, resolve: u64) -> Result<i32> {
     let how: [u64; 3] = [(flags | libc::O_CLOEXEC) as u64, 0, resolve];

@@ -12,4 +12,5 @@ mod life;
 mod mounts;
 mod namespaces;
 mod rights;
+mod seccomp_agent;
 pub(crate) mod support;

@@ -208,7 +208,7 @@ impl Helpers {
         rounds.pooled.add(self.resident.ask("skeg pooled")?);
         rounds.version_one.add(self.resident_version_one.ask("skeg fresh")?);
         rounds.bare.push(bare(folder)?);
-        for (times, name) in [(&mut rounds.crun, "crun"), (&mut rounds.runc, "runc")] {
+        for (times, name) in [(&mut rounds.crun, "crun"), (&mut rounds.runc, "runc"), (&mut rounds.skegd, "skegd")] {
             let [time] = self.peers.ask(name)?;
             times.push(time);
         }
