@@ -14,3 +14,4 @@ mod mounts;
 mod namespaces;
 mod rights;
 mod seccomp_agent;
+pub(crate) mod support;
