@@ -3,7 +3,9 @@
 //! Owns the checks of the specification and everything that can be computed before the clone. Must not change the
 //! system: what is opened here is only read or entered later.
 
+mod devices;
 mod filesystem;
+mod mounts;
 mod namespaces;
 
 pub(crate) use namespaces::name_of;
@@ -15,9 +17,11 @@ use crate::hooks::{CreateHooks, HookState};
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Stdio, above_standard};
 use crate::process::{self, Ending};
+use crate::seccomp::Agent;
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use oci::LinuxNamespaceType as Kind;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -136,7 +140,7 @@ impl Plan {
         let Some(process) = spec.process() else {
             return Err(PlanError::invalid("process", "nothing", "must be given"));
         };
-        unsupported(spec, process)?;
+        unsupported(spec)?;
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
@@ -147,6 +151,8 @@ impl Plan {
             root: -1,
             user_namespace: None,
             devices: true,
+            device_folder: None,
+            read_only_later: Vec::new(),
             host,
         };
         compiler.score(process);
@@ -171,15 +177,19 @@ impl Plan {
         compiler.sysctls()?;
         compiler.working_folder(process.cwd())?;
         let hooks = compiler.create_hooks(extras.hooks)?;
+        compiler.make_mounts_read_only();
         compiler.steps.push(compiler.enter_root());
         if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
             compiler.steps.push(Step::ReadOnlyRoot);
         }
-        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        process::finish(process, seccomp, ending, &mut compiler.steps)?;
+        if compiler.lists(Kind::Mount) {
+            compiler.root_propagation()?;
+        }
+        let agent = Agent::of(spec, extras.hooks)?;
+        process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks })
+        Ok(Plan { steps, clone, held, channel, hooks, agent })
     }
 }
 
@@ -243,6 +253,10 @@ struct Compiler<'a> {
     user_namespace: Option<i32>,
     /// Whether `/dev` is the container's own.
     devices: bool,
+    /// The number at which the child holds the folder of a device outside `/dev`.
+    device_folder: Option<i32>,
+    /// Mounts that are written to before they become read-only: the child's number and the path.
+    read_only_later: Vec<(i32, CString)>,
     /// How the host mounts its cgroups, once somebody has asked.
     host: Option<HostCgroups>,
 }
@@ -322,20 +336,11 @@ impl Compiler<'_> {
 }
 
 /// Refuses what would silently make a container less confined, or other, than its specification says.
-fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
+fn unsupported(spec: &oci::Spec) -> Result<(), PlanError> {
     let default = oci::Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default);
-    let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
     let asked = [
-        ("process.apparmorProfile", text(process.apparmor_profile())),
-        ("process.selinuxLabel", text(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("linux.mountLabel", text(linux.mount_label())),
-        ("linux.personality", linux.personality().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
     ];
     match asked.iter().find(|(_, asked)| *asked) {

@@ -51,6 +51,10 @@ pub(crate) struct Stat {
     pub(crate) mode: u32,
     /// `st_rdev`.
     pub(crate) device: u64,
+    /// `st_uid`.
+    pub(crate) user: u32,
+    /// `st_gid`.
+    pub(crate) group: u32,
 }
 
 impl Stat {
@@ -77,7 +81,7 @@ pub(crate) fn own(fd: i32) -> OwnedFd {
 }
 
 /// Turns libc's `-1` into the error number.
-fn check(value: libc::c_long) -> Result<usize> {
+pub(super) fn check(value: libc::c_long) -> Result<usize> {
     if value < 0 {
         // SAFETY: the C library's errno location is always valid for the calling thread.
         return Err(Errno(unsafe { *libc::__errno_location() }));
@@ -89,6 +93,13 @@ fn check(value: libc::c_long) -> Result<usize> {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit has no preconditions and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// pidfd_send_signal(2)
+pub(crate) fn send_signal(process: i32, number: i32) -> Result<()> {
+    let info = std::ptr::null::<u8>();
+    // SAFETY: the kernel fills in the signal's information by itself when none is given; the rest are numbers.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, number, info, 0) }).map(drop)
 }
 
 /// openat2(2) with the given resolve flags.
@@ -339,7 +350,7 @@ pub(crate) fn stat(fd: i32) -> Result<Stat> {
     check(libc::c_long::from(unsafe { libc::fstat(fd, buffer.as_mut_ptr()) }))?;
     // SAFETY: all-zero bytes are a valid struct stat, and fstat has filled it.
     let stat = unsafe { buffer.assume_init() };
-    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev })
+    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev, user: stat.st_uid, group: stat.st_gid })
 }
 
 /// Asks whether the caller may execute an open file, by faccessat2(2).
@@ -498,7 +509,57 @@ pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> Result<i32>
     Ok(check(value)? as i32)
 }
 
+/// `struct sched_attr` of sched_setattr(2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SchedulerAttributes {
+    /// Filled in by [`set_scheduler`].
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// sched_setattr(2) of the calling thread.
+pub(crate) fn set_scheduler(attributes: &SchedulerAttributes) -> Result<()> {
+    let attributes = SchedulerAttributes { size: size_of::<SchedulerAttributes>() as u32, ..*attributes };
+    // SAFETY: `attributes` has the layout of struct sched_attr's first version and tells its size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+}
+
+/// sched_setaffinity(2) of the calling thread; 64 CPUs a word.
+pub(crate) fn set_affinity(mask: &[u64]) -> Result<()> {
+    // SAFETY: the pointer and the length describe a live slice.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(mask), mask.as_ptr()) }).map(drop)
+}
+
+/// ioprio_set(2) of the caller's process group.
+pub(crate) fn set_io_priority(priority: i32) -> Result<()> {
+    const IOPRIO_WHO_PGRP: i32 = 2;
+    // SAFETY: plain integers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PGRP, 0, priority) }).map(drop)
+}
+
+/// personality(2).
+pub(crate) fn set_personality(domain: u64) -> Result<()> {
+    // SAFETY: plain integer.
+    check(unsafe { libc::syscall(libc::SYS_personality, domain) }).map(drop)
+}
+
+/// set_mempolicy(2); 64 nodes a word.
+pub(crate) fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
+    // The kernel reads one bit less than it is told.
+    let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    // SAFETY: the mask has at least `bits - 1` bits; with none it is not read.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+}
+
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.
+#[derive(Debug)]
 pub(crate) struct StringList {
     _strings: Vec<std::ffi::CString>,
     pointers: Vec<*const c_char>,
