@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_process_may_be_called_anything() {
-        let rest = "1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        let rest = "1 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
         for name in ["sh", "a) Z 1 (b", ""] {
             let stat = Stat::parse(&format!("7 ({name}) S {rest}"));
             assert_eq!(stat, Some(Stat { ended: false, started: 4711 }));
