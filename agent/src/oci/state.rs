@@ -32,6 +32,8 @@ pub(crate) struct Record {
     pub(crate) cgroup: BTreeMap<String, PathBuf>,
     /// The cgroup was made, or found empty, so that all that runs in it is this container's.
     pub(crate) owns_cgroup: bool,
+    /// The name of its session keyring, if it has its own.
+    pub(crate) keyring: Option<String>,
     /// Its first process, once there is one.
     pub(crate) init: Option<Init>,
 }
