@@ -17,6 +17,7 @@ use crate::hooks::{CreateHooks, HookState};
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Stdio, above_standard};
 use crate::process::{self, Ending};
+use crate::seccomp::Agent;
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use crate::terminal;
@@ -207,10 +208,11 @@ impl Plan {
         if compiler.lists(Kind::Mount) {
             compiler.root_propagation()?;
         }
+        let agent = Agent::of(spec, extras.hooks)?;
         process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks })
+        Ok(Plan { steps, clone, held, channel, hooks, agent })
     }
 }
 

@@ -13,4 +13,5 @@ mod life;
 mod mounts;
 mod namespaces;
 mod rights;
+mod seccomp_agent;
 pub(crate) mod support;
