@@ -39,6 +39,9 @@ pub(crate) const PEERS: &[Need] = &[
     need("busybox-static", "/bin/busybox"),
     need("util-linux", "unshare"),
 ];
+/// For the tests of the OCI command line with an engine.
+pub(crate) const ENGINES: &[Need] =
+    &[need("busybox-static", "/bin/busybox"), need("podman", "podman"), need("util-linux", "unshare")];
 /// For the tests of a whole fleet, for those against a real registry, and for the QEMU boots.
 pub(crate) const BOARDS: &[Need] = &[
     need("busybox-static", "busybox"),

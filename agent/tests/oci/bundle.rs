@@ -37,12 +37,7 @@ impl Bundle {
     /// Makes the bundle of a program. `name` must be its own in this test program.
     pub fn new(name: &str, arguments: &[&str]) -> Bundle {
         let folder = tempfile::Builder::new().prefix("skeg-oci-").tempdir().unwrap();
-        let bin = folder.path().join("rootfs/bin");
-        fs::create_dir_all(&bin).unwrap();
-        fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-        for applet in ["cat", "id", "ls", "sed", "sh", "sleep", "test", "tr", "true", "tty"] {
-            symlink("busybox", bin.join(applet)).unwrap();
-        }
+        fill(&folder.path().join("rootfs"));
         let bundle = Bundle { folder, cgroup: format!("skeg-oci-{name}-{}", std::process::id()) };
         bundle.works(&["spec"]);
         bundle.change(|config| {
@@ -144,6 +139,16 @@ impl Drop for Bundle {
         for id in out(&ids).lines() {
             self.oci(&["delete", "--force", id]);
         }
+    }
+}
+
+/// Makes a root of busybox.
+pub fn fill(root: &Path) {
+    let bin = root.join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    for applet in ["cat", "echo", "id", "ls", "sed", "sh", "sleep", "test", "tr", "true", "tty"] {
+        symlink("busybox", bin.join(applet)).unwrap();
     }
 }
 

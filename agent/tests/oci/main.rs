@@ -1,8 +1,10 @@
-//! The OCI command line as engines and people call it: the real binary, real containers. Needs root and busybox-static.
+//! The OCI command line as engines and people call it: the real binary, real containers. Needs root and
+//! busybox-static; podman for one.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
 
 mod bundle;
+mod podman;
 
 use std::fs;
 use std::io::{Read, Write};
