@@ -60,6 +60,14 @@ enum Task {
         /// Below this cgroup.
         cgroup: String,
     },
+    /// Pulls one image, as the pull benchmark asks.
+    #[command(hide = true)]
+    BenchPull {
+        /// A folder for the store.
+        store: PathBuf,
+        /// The image, with a tag, in a registry that speaks plain HTTP.
+        reference: String,
+    },
     /// Fuzzes a parser of outside bytes on the stable toolchain.
     Fuzz {
         /// The fuzz target.
@@ -83,6 +91,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Tidy => tidy::run(),
         Task::Bench { name, json } => bench::run(name, json),
         Task::BenchPeers { bundle, cgroup } => bench::peers::serve(&bundle, &cgroup),
+        Task::BenchPull { store, reference } => bench::pull::ours(&store, &reference),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     }
 }

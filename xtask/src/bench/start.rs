@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use skeg_runtime::{Cgroup, Exit, Extras, Limits, Plan, Reaper, Request, Root, Stdio, default_spec, new_network, oci};
 
+use super::Done;
 use super::peers::Peers;
 use super::report::Figure;
 use crate::ui::Ui;
@@ -28,14 +29,6 @@ const WARM_UP: usize = 3;
 const GOAL_CRUN: f64 = 6.0;
 /// Set for the release build that measures.
 const RESIDENT: &str = "SKEG_BENCH_RESIDENT";
-
-/// Either figures, or another process has printed them.
-pub(super) enum Done {
-    /// To be shown.
-    Figures(Vec<Figure>),
-    /// Shown already.
-    Elsewhere(ExitCode),
-}
 
 /// Medians of one round's parts.
 #[derive(Default)]
