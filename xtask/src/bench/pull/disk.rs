@@ -44,7 +44,9 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        for command in [Command::new("umount").arg(&self.path), Command::new("losetup").arg("--detach").arg(&self.device)] {
+        for command in
+            [Command::new("umount").arg(&self.path), Command::new("losetup").arg("--detach").arg(&self.device)]
+        {
             if let Err(error) = capture(command) {
                 eprintln!("clean-up: {error:#}");
             }

@@ -83,7 +83,8 @@ pub(super) fn build(folder: &Path) -> Result<Image> {
     }
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let rootfs = json!({ "type": "layers", "diff_ids": diff_ids });
-    let config = serde_json::to_vec(&json!({ "architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs }))?;
+    let config =
+        serde_json::to_vec(&json!({ "architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs }))?;
     for (form, layers) in Form::ALL.into_iter().zip(descriptors) {
         let layout = folder.join(form.name());
         let config = blob(&layout, "application/vnd.oci.image.config.v1+json", &config)?;

@@ -25,7 +25,7 @@ use disk::Disk;
 use image::{Form, Image};
 
 /// Rounds that are measured; medians are shown.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 5;
 /// At most this part of the faster peer's time: gzip, zstd.
 const GOALS: [f64; 2] = [0.6, 0.5];
 const GOAL_MIB: f64 = 48.0;
@@ -277,7 +277,12 @@ fn figures(image: &Image, index: usize, taken: &[Vec<Taken>; 5]) -> Vec<Figure> 
     let written = taken.each_ref().map(|taken| median(taken.iter().map(|taken| taken.written)) / all);
     let [skeg, podman, containerd, _, floor] = seconds;
     let mut figures = vec![
-        Figure::at_most(format!("{form}: skeg / the faster of podman and ctr"), skeg / podman.min(containerd), "x", GOALS[index]),
+        Figure::at_most(
+            format!("{form}: skeg / the faster of podman and ctr"),
+            skeg / podman.min(containerd),
+            "x",
+            GOALS[index],
+        ),
         Figure::plain(format!("{form}: skeg / plain tools in a pipe"), skeg / floor, "x"),
         Figure::at_most(format!("{form}: skeg, peak RSS"), peaks[0], "MiB", GOAL_MIB),
         Figure::at_most(format!("{form}: skeg, written / (unpacked + compressed)"), written[0], "x", GOAL_WRITTEN),
@@ -287,7 +292,11 @@ fn figures(image: &Image, index: usize, taken: &[Vec<Taken>; 5]) -> Vec<Figure> 
     }
     for (index, puller) in Puller::ALL.into_iter().enumerate().take(3).skip(1) {
         figures.push(Figure::plain(format!("{form}: {}, peak RSS", puller.name()), peaks[index], "MiB"));
-        figures.push(Figure::plain(format!("{form}: {}, written / (unpacked + compressed)", puller.name()), written[index], "x"));
+        figures.push(Figure::plain(
+            format!("{form}: {}, written / (unpacked + compressed)", puller.name()),
+            written[index],
+            "x",
+        ));
     }
     figures.push(Figure::plain(format!("{form}: compressed layers"), image.compressed[index] as f64 / 1e6, "MB"));
     figures.push(Figure::plain(format!("{form}: unpacked"), image.unpacked as f64 / 1e6, "MB"));
