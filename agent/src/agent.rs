@@ -168,7 +168,7 @@ impl Agent {
             return;
         };
         let cgroup = self.host.cgroup(key.pod, &key.container);
-        let kills = skeg_runtime::Cgroup::open(&cgroup).and_then(|cgroup| cgroup.oom_kills());
+        let kills = crate::cgroups::open(&cgroup).and_then(|cgroup| cgroup.oom_kills());
         let outcome = outcome(exited.exit, kills.is_ok_and(|count| count > 0));
         log::info!("{}: {}", exited.key, outcome.message);
         let live = self.host.live.borrow().get(&key).cloned();

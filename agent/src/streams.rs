@@ -10,7 +10,7 @@ use std::rc::Rc;
 use rustix::pipe::{PipeFlags, pipe_with};
 use skeg_protocol::message::{Channel, StreamEnd, StreamRequest};
 use skeg_protocol::{Label, Pod, Uid};
-use skeg_runtime::{Cgroup, ExecRequest, Exit, Reaper, Started, Stdio, Terminal, oci};
+use skeg_runtime::{ExecRequest, Exit, Reaper, Started, Stdio, Terminal, oci};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
@@ -221,7 +221,7 @@ fn start(
         };
         (Stdio { stdin: source, stdout, stderr }, Ends { input, output, errors: Some(errors) })
     };
-    let cgroup = Cgroup::open(cgroup).map_err(|error| io(&error))?;
+    let cgroup = crate::cgroups::open(cgroup).map_err(|error| io(&error))?;
     let request =
         ExecRequest { target: target.as_fd(), process, spec, cgroup: Some(&cgroup), stdio, reaper: Reaper::Caller };
     Ok((skeg_runtime::exec(request).map_err(|error| io(&error))?, ends))

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blobs;
+mod bundle;
 pub mod client;
 mod digest;
 pub mod platform;
@@ -17,8 +18,12 @@ mod tar;
 mod testing;
 pub mod unpack;
 
+pub use bundle::BundleError;
 pub use client::{Client, ClientError, Endpoint, Login, Logins, Sources};
 pub use digest::{Digest, DigestError};
 pub use platform::{NoPlatform, Platform};
 pub use reference::{Reference, ReferenceError};
-pub use store::{Goal, Image, Limits, Listed, NameError, Progress, PullError, Store, StoreError, Usage, Verified};
+pub use store::{
+    ExportError, Goal, Image, ImportError, Limits, Listed, NameError, Progress, PullError, Store, StoreError, Target,
+    Usage, Verified,
+};

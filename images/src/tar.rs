@@ -110,6 +110,11 @@ impl<R: Read> Archive<R> {
         (self.inner, self.recorder)
     }
 
+    /// Tells how many bytes of the archive were read.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     pub(crate) fn inner_mut(&mut self) -> &mut R {
         &mut self.inner
     }

@@ -2,18 +2,20 @@
 //!
 //! Owns the way into its namespaces. Must not change anything of the container itself.
 
+use crate::attributes;
 use crate::cgroup::Cgroup;
 use crate::compile::PlanError;
 use crate::config;
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Started, Stdio};
 use crate::process::{self, Ending};
-use crate::step::Step;
+use crate::seccomp::Agent;
+use crate::step::{AttributeStep, Step};
 use crate::sys;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// All but user and pid: the first is not used here, the second counts only for children and is joined by the caller.
+/// All but pid, which counts only for children and is joined by the caller, and those that only some containers have.
 const NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
 
@@ -38,10 +40,11 @@ pub struct ExecRequest<'a> {
 /// profile. Blocks until it runs its program or has failed.
 ///
 /// # Errors
-/// [`StartError`] names the step, its path and the kernel's reason; "No such process" if the container has ended.
+/// [`StartError`] names the step, its path and the kernel's reason, and [`StartError::Gone`] that the container has ended.
 pub fn exec(request: ExecRequest<'_>) -> Result<Started, StartError> {
     let target = duplicate(request.target)?;
-    start_inside(compile(request, &target)?, &target)
+    let (initial, _) = attributes::affinity(request.process);
+    start_inside(compile(request, &target)?, &target, initial)
 }
 
 /// Copies a pidfd.
@@ -53,14 +56,21 @@ fn failed(call: &'static str) -> impl Fn(io::Error) -> StartError {
     move |source| StartError::Caller { call, source }
 }
 
-/// Starts a plan in the pid namespace of a container.
-pub(crate) fn start_inside(plan: Plan, target: &OwnedFd) -> Result<Started, StartError> {
+/// Starts a plan in the pid namespace of a container, if given on these CPUs until a step says otherwise.
+pub(crate) fn start_inside(plan: Plan, target: &OwnedFd, affinity: Option<Vec<u64>>) -> Result<Started, StartError> {
     // The pid namespace counts for a thread's future children only, so a thread of its own joins it and starts one.
     // The thread ends right after; nothing of the caller has moved.
     std::thread::scope(|scope| {
         let starter = std::thread::Builder::new().name("exec".into()).spawn_scoped(scope, move || {
+            if let Some(mask) = affinity {
+                // For the thread alone, and inherited: the child starts there, before it is in its cgroup.
+                sys::set_affinity(&mask).map_err(|errno| failed("sched_setaffinity")(errno.into()))?;
+            }
             let joined = sys::join_namespace(target.as_raw_fd(), libc::CLONE_NEWPID);
-            joined.map_err(|errno| failed("setns(CLONE_NEWPID)")(errno.into()))?;
+            joined.map_err(|errno| match errno.0 {
+                libc::ESRCH => StartError::Gone,
+                _ => failed("setns(CLONE_NEWPID)")(errno.into()),
+            })?;
             plan.start()
         });
         let joined = starter.map_err(failed("starting a thread"))?.join();
@@ -69,21 +79,33 @@ pub(crate) fn start_inside(plan: Plan, target: &OwnedFd) -> Result<Started, Star
 }
 
 /// Adds the step into a container's namespaces. Its pid namespace is joined by [`start_inside`].
-pub(crate) fn enter(target: &OwnedFd, steps: &mut Vec<Step>) {
+pub(crate) fn enter(target: &OwnedFd, spec: &oci::Spec, steps: &mut Vec<Step>) {
+    let list = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let kinds = list.iter().fold(NAMESPACES, |kinds, namespace| match namespace.typ() {
+        // The kernel refuses the caller's own again.
+        oci::LinuxNamespaceType::User => kinds | libc::CLONE_NEWUSER,
+        // Not every kernel knows these.
+        oci::LinuxNamespaceType::Time => kinds | libc::CLONE_NEWTIME,
+        _ => kinds,
+    });
     let name = "the container's namespaces".to_string();
-    steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds: NAMESPACES, name });
+    steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds, name });
 }
 
 pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
     config::process("process.", request.process).map_err(PlanError::Rule)?;
     let mut plan = Plan::empty()?;
+    plan.agent = Agent::of(request.spec, None)?;
     let Plan { steps, clone, held, channel, .. } = &mut plan;
-    steps.push(Step::ClearUmask);
+    steps.extend([Step::ClearUmask, Step::Undumpable]);
     clone.sibling = request.reaper == Reaper::CallersParent;
     if let Some(cgroup) = request.cgroup {
         crate::compile::enter_cgroup(cgroup, clone, steps, held)?;
     }
-    enter(target, steps);
+    enter(target, request.spec, steps);
+    if let (_, Some(mask)) = attributes::affinity(request.process) {
+        steps.push(Step::Attribute(AttributeStep::Affinity { mask }));
+    }
     steps.push(Step::NewSession);
     process::streams(request.stdio, steps, held)?;
     let mut process = request.process.clone();
@@ -91,9 +113,8 @@ pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan
         capabilities.set_inheritable(None).set_ambient(None);
         process.set_capabilities(Some(capabilities));
     }
-    let seccomp = request.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
-    process::finish(&process, seccomp, ending, steps)?;
+    process::finish(&process, request.spec.linux().as_ref(), ending, steps)?;
     Ok(plan)
 }
 

@@ -88,6 +88,10 @@ pub struct HookState {
 impl HookState {
     /// Writes the state as JSON. `pid` is the container's first process, as whoever reads it sees it.
     pub fn json(&self, pid: Option<i32>, status: oci::ContainerState) -> Vec<u8> {
+        serde_json::to_vec(&self.at(pid, status)).expect("texts, numbers and maps of texts have a JSON form")
+    }
+
+    pub(crate) fn at(&self, pid: Option<i32>, status: oci::ContainerState) -> oci::State {
         let mut state = oci::State::default();
         state
             .set_version(self.version.clone())
@@ -96,7 +100,7 @@ impl HookState {
             .set_pid(pid)
             .set_bundle(self.bundle.clone())
             .set_annotations(Some(self.annotations.clone()));
-        serde_json::to_vec(&state).expect("texts, numbers and maps of texts have a JSON form")
+        state
     }
 }
 
@@ -115,7 +119,7 @@ pub fn run_hooks(name: &str, hooks: &[oci::Hook], state: &[u8]) -> Result<(), Ho
 /// The hooks around a container's creation, and what they are told.
 #[derive(Debug)]
 pub(crate) struct CreateHooks {
-    pub(crate) hooks: oci::Hooks,
+    pub(crate) spec: oci::Spec,
     pub(crate) state: HookState,
 }
 
@@ -125,20 +129,21 @@ impl CreateHooks {
     pub(crate) fn run(&self, container: &Started) -> Result<(), HookError> {
         let state = |pid| self.state.json(Some(pid), oci::ContainerState::Creating);
         let outside = state(container.pid);
+        let Some(hooks) = self.spec.hooks() else { return Ok(()) };
         #[allow(deprecated)] // The specification deprecates it, and engines use it all the same.
-        let prestart = self.hooks.prestart().as_deref().unwrap_or_default();
+        let prestart = hooks.prestart().as_deref().unwrap_or_default();
         run_hooks("prestart", prestart, &outside)?;
-        run_hooks("createRuntime", self.hooks.create_runtime().as_deref().unwrap_or_default(), &outside)?;
-        let inside = self.hooks.create_container().as_deref().unwrap_or_default();
+        run_hooks("createRuntime", hooks.create_runtime().as_deref().unwrap_or_default(), &outside)?;
+        let inside = hooks.create_container().as_deref().unwrap_or_default();
         if inside.is_empty() {
             return Ok(());
         }
         each("createContainer", inside, &state(pid_inside(container.pid)), |hook, stdio| {
             let target = exec::duplicate(container.pidfd.as_fd())?;
             let mut plan = Plan::empty()?;
-            exec::enter(&target, &mut plan.steps);
+            exec::enter(&target, &self.spec, &mut plan.steps);
             end(&mut plan, hook, stdio)?;
-            exec::start_inside(plan, &target)
+            exec::start_inside(plan, &target, None)
         })
     }
 }
@@ -168,7 +173,7 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
         let mut plan = exec::compile(request, &target)?;
         plan.steps.pop();
         plan.steps.push(Step::Execute { command: command(hook)? });
-        exec::start_inside(plan, &target)
+        exec::start_inside(plan, &target, None)
     })
 }
 

@@ -18,10 +18,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use skeg_protocol::{Label, Pod, Uid};
-use skeg_runtime::Cgroup;
 use tokio::sync::mpsc;
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::cgroups;
 use crate::config::Config;
 use crate::core::{Action, ContainerEvent, Event, NotStarted, PodRecord, Step};
 use crate::hold::Holder;
@@ -143,7 +143,7 @@ impl Host {
     /// Kills what runs in a container's cgroup and removes it. Says whether there was a process.
     pub fn clear_cgroup(&self, pod: Uid, container: &str) -> bool {
         let name = self.cgroup(pod, container);
-        let Ok(cgroup) = Cgroup::open(&name) else { return false };
+        let Ok(cgroup) = cgroups::open(&name) else { return false };
         let alive = cgroup.processes().is_ok_and(|processes| !processes.is_empty());
         for (what, done) in [("killing", cgroup.kill()), ("removing", cgroup.remove())] {
             if let Err(error) = done {
@@ -284,7 +284,7 @@ impl Worker {
         let folder = host.folders.attempt(uid, &container, attempt);
         let old_log = attempt.checked_sub(2).map(|old| host.folders.log(&self.pod, &container, old));
         let cleared = spawn_blocking(move || {
-            if let Ok(cgroup) = Cgroup::open(&cgroup) {
+            if let Ok(cgroup) = cgroups::open(&cgroup) {
                 let ended = cgroup.kill().and_then(|()| cgroup.remove());
                 if let Err(error) = ended {
                     log::error!("removing cgroup {cgroup:?}: {}", chain(&error));
@@ -352,7 +352,7 @@ impl Worker {
             (host.folders.clone(), host.journal.clone(), format!("{}/{}", host.config.cgroup, pod.uid));
         let removed = spawn_blocking(move || {
             folders.release(&pod);
-            if let Ok(found) = Cgroup::open(&cgroup)
+            if let Ok(found) = cgroups::open(&cgroup)
                 && let Err(error) = found.remove()
             {
                 log::error!("removing cgroup {cgroup}: {}", chain(&error));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use skeg_protocol::{Container, Label};
-use skeg_runtime::{Cgroup, Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, oci};
+use skeg_runtime::{Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, oci};
 use tokio::task::spawn_blocking;
 
 use super::{Key, Prepared, Worker, chain, not_created};
@@ -122,12 +122,13 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
     }
     // The root of the container takes the mode of its upper folder.
     open_root(&order.folders[0]).map_err(|error| not_created(&error))?;
-    let cgroup = Cgroup::create(&order.cgroup, &order.limits).map_err(|error| not_created(&error))?;
+    let cgroup = crate::cgroups::create(&order.cgroup, &order.limits).map_err(|error| not_created(&error))?;
     let request = Request {
         spec: &order.spec,
         root: &order.root,
         cgroup: Some(&cgroup),
         network: order.network.as_ref().map(|network| network.as_fd()),
+        user: None,
         stdio,
         reaper: Reaper::CallersParent,
         extras: Extras::default(),

@@ -14,8 +14,6 @@ use super::{PullError, Record, Store, StoreError};
 use crate::blobs::{blob_io, sync_folder};
 use crate::digest::Digest;
 
-/// A layer is expected to unpack to this many times its compressed size when the space is checked.
-const EXPANSION: u64 = 3;
 /// A layer is expected to have no more files than one for so many unpacked bytes.
 const BYTES_A_FILE: u64 = 64 << 10;
 /// Inodes that a pull leaves free, where the file system counts them.
@@ -97,17 +95,16 @@ impl Store {
         work.await.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))
     }
 
-    /// Makes sure that layers of so many compressed bytes fit, removing what nothing needs where they do not.
-    pub(super) async fn make_room(&self, compressed: u64) -> Result<(), PullError> {
-        if compressed == 0 {
+    /// Makes sure that layers of so many unpacked bytes fit, removing what nothing needs where they do not. Blocks.
+    pub(super) fn make_room(&self, unpacked: u64) -> Result<(), PullError> {
+        if unpacked == 0 {
             return Ok(());
         }
-        let unpacked = compressed.saturating_mul(EXPANSION);
         let bytes = unpacked.saturating_add(self.0.limits.reserve);
         let inodes = (unpacked / BYTES_A_FILE).saturating_add(SPARE_INODES);
         let mut free = self.free()?;
         if free.bytes < bytes || free.inodes < inodes {
-            self.collect(Goal::Free { bytes, inodes }).await?;
+            self.collect_blocking(Goal::Free { bytes, inodes })?;
             free = self.free()?;
         }
         let path = || self.0.root.clone();

@@ -16,6 +16,8 @@
 //! is removed when: docs/decisions/0006-store.md. It mounts nothing.
 
 mod collect;
+mod export;
+mod import;
 mod layer;
 mod list;
 mod partial;
@@ -39,6 +41,8 @@ use crate::blobs::{BlobError, Blobs, blob_io, make_folder, sync_folder};
 use crate::client::MAX_MANIFEST;
 use crate::digest::Digest;
 pub use collect::{Goal, Limits};
+pub use export::{ExportError, Target};
+pub use import::ImportError;
 pub use layer::LayerError;
 pub use list::{Listed, Usage};
 pub use pull::{Progress, PullError};
@@ -51,6 +55,8 @@ pub use verify::Verified;
 pub const MAX_CONFIG: u64 = 4 << 20;
 /// Most layers of one image; overlay takes 500, Docker makes 127.
 pub const MAX_LAYERS: usize = 128;
+/// A compressed layer is expected to unpack to this many times its size when the space is checked.
+const EXPANSION: u64 = 3;
 /// Names the boot in which the store was opened.
 const OPEN: &str = "open";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -156,9 +162,17 @@ struct Parts {
 struct LayerPart {
     blob: Digest,
     size: u64,
+    compressed: bool,
     diff_id: Digest,
     /// Names the layer together with all below it (OCI image-spec, config.md, "Layer ChainID").
     chain_id: Digest,
+}
+
+impl LayerPart {
+    /// How many bytes it is expected to take when it is unpacked.
+    fn expected(&self) -> u64 {
+        if self.compressed { self.size.saturating_mul(EXPANSION) } else { self.size }
+    }
 }
 
 impl Store {
@@ -384,12 +398,15 @@ impl Parts {
                 None => diff_id,
                 Some(below) => Digest::of(format!("{} {diff_id}", below.chain_id).as_bytes()),
             };
-            layers.push(LayerPart { blob: sha256(descriptor)?, size: descriptor.size(), diff_id, chain_id });
+            let (blob, size, compressed) = (sha256(descriptor)?, descriptor.size(), !media_type.ends_with(".tar"));
+            layers.push(LayerPart { blob, size, compressed, diff_id, chain_id });
         }
         Ok(Parts { config_digest: sha256(manifest.config())?, config, layers })
     }
 }
 
+#[cfg(test)]
+mod bundle_tests;
 #[cfg(test)]
 mod disk_tests;
 #[cfg(test)]

@@ -107,13 +107,17 @@ impl From<BlobError> for PullError {
 }
 
 /// What a pull holds against removal, until it is dropped.
-struct Pins {
+pub(super) struct Pins {
     store: Store,
     digests: Vec<Digest>,
 }
 
 impl Pins {
-    fn add(&mut self, digests: impl IntoIterator<Item = Digest>) {
+    pub(super) fn new(store: &Store) -> Pins {
+        Pins { store: store.clone(), digests: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, digests: impl IntoIterator<Item = Digest>) {
         let mut held = self.store.held();
         for digest in digests {
             *held.pinned.entry(digest).or_insert(0) += 1;
@@ -137,11 +141,11 @@ impl Drop for Pins {
 }
 
 /// A layer in its temporary folder, which goes when this is dropped.
-struct Temporary {
-    folder: PathBuf,
+pub(super) struct Temporary {
+    pub(super) folder: PathBuf,
     /// Its compressed bytes, which are needed until it is in its place.
-    partial: Option<PathBuf>,
-    received: Option<Received>,
+    pub(super) partial: Option<PathBuf>,
+    pub(super) received: Option<Received>,
 }
 
 impl Drop for Temporary {
@@ -179,7 +183,7 @@ impl Store {
         platform: &Platform,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Image, PullError> {
-        let mut pins = Pins { store: self.clone(), digests: Vec::new() };
+        let mut pins = Pins::new(self);
         pins.add([*digest]);
         if let Some(image) = self.image(digest)? {
             return Ok(image);
@@ -220,13 +224,15 @@ impl Store {
         layers: &[LayerPart],
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), PullError> {
-        let mut bytes = 0u64;
+        let (mut bytes, mut unpacked) = (0u64, 0u64);
         for layer in layers {
             if !self.has_layer(&layer.chain_id)? {
                 bytes = bytes.saturating_add(layer.size);
+                unpacked = unpacked.saturating_add(layer.expected());
             }
         }
-        self.make_room(bytes).await?;
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || store.make_room(unpacked)).await.map_err(PullError::Task)??;
         // Dropping the set aborts its tasks; a layer that is being unpacked then ends as given up.
         let mut tasks = JoinSet::new();
         for (index, layer) in layers.iter().enumerate() {
@@ -283,7 +289,12 @@ impl Store {
     }
 }
 
-fn put_in_place(temporary: &Temporary, diff_id: &Digest, target: &Path, lower: &[PathBuf]) -> Result<(), LayerError> {
+pub(super) fn put_in_place(
+    temporary: &Temporary,
+    diff_id: &Digest,
+    target: &Path,
+    lower: &[PathBuf],
+) -> Result<(), LayerError> {
     let step = |operation| move |source| LayerError::Folder { operation, source };
     let Some(received) = &temporary.received else { return Err(LayerError::Interrupted) };
     imitate(&temporary.folder.join(TREE), &received.unpacked.implied, lower)
@@ -306,7 +317,7 @@ fn put_in_place(temporary: &Temporary, diff_id: &Digest, target: &Path, lower: &
 }
 
 /// Chooses from an index; `None` when this is a manifest itself.
-fn select(top: &RawManifest, platform: &Platform) -> Result<Option<Digest>, PullError> {
+pub(super) fn select(top: &RawManifest, platform: &Platform) -> Result<Option<Digest>, PullError> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Kind {
@@ -344,7 +355,7 @@ fn select(top: &RawManifest, platform: &Platform) -> Result<Option<Digest>, Pull
 }
 
 /// Refuses an image for another machine before its layers are fetched.
-fn check_platform(digest: &Digest, parts: &Parts, platform: &Platform) -> Result<(), PullError> {
+pub(super) fn check_platform(digest: &Digest, parts: &Parts, platform: &Platform) -> Result<(), PullError> {
     let (os, architecture) = (parts.config.os().to_string(), parts.config.architecture().to_string());
     if platform.runs(&os, &architecture, parts.config.variant().as_deref()) {
         return Ok(());

@@ -1,43 +1,93 @@
-//! The filesystem part of a plan: root, mounts, devices, hidden paths and sysctls.
+//! The filesystem part of a plan: root, hidden paths, working folder and sysctls.
 //!
-//! Owns what the specification says about files and turns it into [`FilesystemStep`]s. Must not change the system.
+//! Owns what the specification says about files and turns it into [`FilesystemStep`]s. Must not change what anybody else
+//! can see: a bind mount is cloned here, but waits detached.
 
 use super::{Compiler, PlanError, Root};
-use crate::cgroup::host_cgroups;
-use crate::mounts::Options;
-use crate::oci;
+use crate::mounts;
+use crate::oci::LinuxNamespaceType as Kind;
+use crate::plan::StartError;
 use crate::process::c_string;
-use crate::step::{Bind, Device, Filesystem, FilesystemStep, Step, Target};
-use oci::LinuxNamespaceType as Kind;
+use crate::step::{Covers, FilesystemStep, Step, Target};
+use crate::sys::MountAttributes;
 use std::ffi::CString;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path};
 
 /// The kernel's bound on overlay layers.
 const LAYERS_MAXIMUM: usize = 500;
 /// mount(2) takes one page of options, with its final NUL.
 const MOUNT_DATA_MAXIMUM: usize = 4095;
+/// What lxcfs and others emulate, and runc lets be mounted over: the only mount points on procfs.
+const ON_PROC: [&str; 10] = [
+    "proc/cpuinfo",
+    "proc/diskstats",
+    "proc/loadavg",
+    "proc/meminfo",
+    "proc/slabinfo",
+    "proc/stat",
+    "proc/swaps",
+    "proc/sys/crypto/fips_enabled",
+    "proc/sys/kernel/ns_last_pid",
+    "proc/uptime",
+];
+/// The sysctls of an ipc namespace, beside `fs.mqueue.*`.
+const IPC_SYSCTLS: [&str; 8] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shm_rmid_forced",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+];
 
 impl Compiler<'_> {
-    fn step(&mut self, step: FilesystemStep) {
+    pub(super) fn step(&mut self, step: FilesystemStep) {
         self.steps.push(Step::Filesystem(step));
     }
 
-    /// How mounts of the host reach the container.
+    /// Keeps a descriptor for the child, at a number that is none of the slots.
+    pub(super) fn hold(&mut self, fd: OwnedFd) -> Result<i32, PlanError> {
+        let fd = match fd.as_raw_fd() >= self.slots.next {
+            true => fd,
+            false => rustix::io::fcntl_dupfd_cloexec(&fd, self.slots.next.max(3))
+                .map_err(|source| StartError::Caller { call: "fcntl(F_DUPFD_CLOEXEC)", source: source.into() })?,
+        };
+        let number = fd.as_raw_fd();
+        self.slots.taken.push(number);
+        self.held.push(fd);
+        Ok(number)
+    }
+
+    /// How mounts of the host reach the container's root. Bind mounts have a say of their own.
     pub(super) fn propagation(&mut self) -> Result<(), PlanError> {
-        let propagation = self.linux().and_then(|linux| linux.rootfs_propagation().clone());
-        let propagation = propagation.as_deref().unwrap_or("private");
-        if !matches!(propagation, "" | "private" | "rprivate" | "slave" | "rslave") {
-            return Err(PlanError::invalid("linux.rootfsPropagation", propagation, "must be private or slave"));
-        }
-        let is_slave = |option: &String| matches!(option.as_str(), "slave" | "rslave");
-        let options = self.spec.mounts().iter().flatten().flat_map(|mount| mount.options().iter().flatten());
-        let slave = propagation.ends_with("slave") || options.into_iter().any(is_slave);
-        self.step(if slave {
-            FilesystemStep::Propagation { flags: libc::MS_SLAVE | libc::MS_REC, name: "slave" }
-        } else {
-            FilesystemStep::Propagation { flags: libc::MS_PRIVATE | libc::MS_REC, name: "private" }
+        let (flag, _) = self.root_propagation_word()?;
+        self.step(match flag {
+            libc::MS_SLAVE => FilesystemStep::Propagation { flags: libc::MS_SLAVE | libc::MS_REC, name: "slave" },
+            _ => FilesystemStep::Propagation { flags: libc::MS_PRIVATE | libc::MS_REC, name: "private" },
         });
         Ok(())
+    }
+
+    /// Lets the root be shared or unbindable once it is the root: never with the host.
+    pub(super) fn root_propagation(&mut self) -> Result<(), PlanError> {
+        let (propagation, recursive) = self.root_propagation_word()?;
+        if matches!(propagation, libc::MS_SHARED | libc::MS_UNBINDABLE) {
+            let name = if propagation == libc::MS_SHARED { "shared" } else { "unbindable" };
+            let attributes = MountAttributes { propagation, ..MountAttributes::default() };
+            self.step(FilesystemStep::RootPropagation { attributes, recursive, name: name.into() });
+        }
+        Ok(())
+    }
+
+    fn root_propagation_word(&self) -> Result<(u64, bool), PlanError> {
+        let word = self.linux().and_then(|linux| linux.rootfs_propagation().as_deref()).unwrap_or_default();
+        let word = if word.is_empty() { "private" } else { word };
+        let reason = "must be shared, slave, private or unbindable, or one of these with an r before";
+        mounts::propagation(word).ok_or_else(|| PlanError::invalid("linux.rootfsPropagation", word, reason))
     }
 
     pub(super) fn root(&mut self, root: &Root) -> Result<(), PlanError> {
@@ -90,170 +140,6 @@ impl Compiler<'_> {
         slot
     }
 
-    pub(super) fn mounts(&mut self) -> Result<(), PlanError> {
-        let mounts = self.spec.mounts().clone().unwrap_or_default();
-        for (index, mount) in mounts.iter().enumerate() {
-            self.mount(&format!("mounts[{index}]"), mount)?;
-        }
-        Ok(())
-    }
-
-    fn mount(&mut self, at: &str, mount: &oci::Mount) -> Result<(), PlanError> {
-        let options = Options::parse(mount.options().iter().flatten().map(String::as_str));
-        let kind = mount.typ().as_deref().unwrap_or("none");
-        let destination = mount.destination();
-        let is_bind = options.bind.is_some() || kind == "bind";
-        if options.propagation & libc::MS_SHARED != 0 {
-            let reason = "cannot be shared: mounts of a container never spread to the host";
-            return Err(PlanError::invalid(format!("{at}.options"), "shared", reason));
-        }
-        if is_bind {
-            self.devices &= destination != Path::new("/dev");
-            return self.bind(at, mount, options);
-        }
-        let target = target(&format!("{at}.destination"), destination, false)?;
-        if kind == "cgroup" || kind == "cgroup2" {
-            return self.cgroup_mount(at, destination, &options);
-        }
-        let filesystem = Filesystem {
-            kind: c_string(format!("{at}.type"), kind)?,
-            source: c_string(format!("{at}.source"), source_text(mount, kind))?,
-            flags: options.flags,
-            data: data(at, &options)?,
-        };
-        self.step(FilesystemStep::Mount { root: self.root, target, filesystem });
-        Ok(())
-    }
-
-    fn bind(&mut self, at: &str, mount: &oci::Mount, mut options: Options) -> Result<(), PlanError> {
-        let at_source = format!("{at}.source");
-        let Some(source) = mount.source().as_ref().filter(|source| source.is_absolute()) else {
-            let value = mount.source().clone().unwrap_or_default().display().to_string();
-            return Err(PlanError::invalid(at_source, value, "must be an absolute path"));
-        };
-        if let Some(unknown) = options.data.first() {
-            return Err(PlanError::invalid(format!("{at}.options"), unknown, "is not an option of a bind mount"));
-        }
-        let metadata = std::fs::metadata(source).map_err(|error| PlanError::Path {
-            at: at_source.clone(),
-            path: source.clone(),
-            source: error,
-        })?;
-        let propagation = if options.propagation == 0 { libc::MS_PRIVATE | libc::MS_REC } else { options.propagation };
-        let kind = propagation & !libc::MS_REC;
-        if propagation & libc::MS_REC == 0 {
-            options.attributes.propagation = kind;
-        } else {
-            options.recursive_attributes.propagation = kind;
-        }
-        let bind = Bind {
-            source: c_string(at_source, source.as_os_str().as_encoded_bytes())?,
-            recursive: options.bind == Some(true),
-            attributes: options.attributes,
-            recursive_attributes: options.recursive_attributes,
-        };
-        let target = target(&format!("{at}.destination"), mount.destination(), !metadata.is_dir())?;
-        self.step(FilesystemStep::BindMount { root: self.root, target, bind });
-        Ok(())
-    }
-
-    /// The container's view of its cgroup: the one hierarchy of version 2, or each of version 1, always read-only.
-    fn cgroup_mount(&mut self, at: &str, destination: &Path, options: &Options) -> Result<(), PlanError> {
-        let host = self.host.take().map_or_else(host_cgroups, Ok)?;
-        let flags = options.flags | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        let at = format!("{at}.destination");
-        let mut push = |place: &Path, kind: &str, flags: u64, data: Option<String>| {
-            let filesystem = Filesystem {
-                kind: c_string(&at, kind)?,
-                source: c_string(&at, kind)?,
-                flags,
-                data: data.map(|data| c_string(&at, data)).transpose()?,
-            };
-            self.step(FilesystemStep::Mount { root: self.root, target: target(&at, place, false)?, filesystem });
-            Ok::<(), PlanError>(())
-        };
-        let version_one: Vec<String> = host.version_one().collect();
-        if version_one.is_empty() {
-            return push(destination, "cgroup2", flags, None);
-        }
-        push(destination, "tmpfs", flags & !libc::MS_RDONLY, Some("mode=755,size=64k".into()))?;
-        for controllers in version_one {
-            let folder = controllers.strip_prefix("name=").unwrap_or(&controllers).to_string();
-            push(&destination.join(folder), "cgroup", flags, Some(controllers))?;
-        }
-        let path = target(&at, destination, false)?.path;
-        self.step(FilesystemStep::ReadOnlyPath { root: self.root, path });
-        Ok(())
-    }
-
-    /// The default devices and links of the OCI runtime specification, and those that the specification adds.
-    pub(super) fn devices(&mut self) -> Result<(), PlanError> {
-        if !self.devices {
-            return Ok(());
-        }
-        let folder = target("/dev", Path::new("/dev"), false)?;
-        self.step(FilesystemStep::MakeFolder { root: self.root, target: folder });
-        let defaults =
-            [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-        for (name, major, minor) in defaults {
-            let path = PathBuf::from(format!("/dev/{name}"));
-            self.device("linux.devices", &path, libc::S_IFCHR | 0o666, (major, minor), (0, 0))?;
-        }
-        let extra = self.linux().and_then(|linux| linux.devices().clone()).unwrap_or_default();
-        for (index, device) in extra.iter().enumerate() {
-            if defaults.iter().any(|(name, ..)| device.path() == &Path::new("/dev").join(name)) {
-                continue;
-            }
-            let at = format!("linux.devices[{index}]");
-            let kind = match device.typ() {
-                oci::LinuxDeviceType::C | oci::LinuxDeviceType::U => libc::S_IFCHR,
-                oci::LinuxDeviceType::B => libc::S_IFBLK,
-                oci::LinuxDeviceType::P => libc::S_IFIFO,
-                oci::LinuxDeviceType::A => {
-                    return Err(PlanError::invalid(format!("{at}.type"), "a", "is not the type of one device"));
-                }
-            };
-            let number = |name: &str, value: i64| {
-                u32::try_from(value).map_err(|_| {
-                    PlanError::invalid(format!("{at}.{name}"), value.to_string(), "is not a device number")
-                })
-            };
-            let numbers = (number("major", device.major())?, number("minor", device.minor())?);
-            let owner = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
-            let mode = kind | device.file_mode().unwrap_or(0o666) & 0o7777;
-            self.device(&format!("{at}.path"), device.path(), mode, numbers, owner)?;
-        }
-        let links = [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1")];
-        for (name, points_to) in links.into_iter().chain([("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")]) {
-            let folder = target("/dev", Path::new("/dev"), false)?;
-            let (name, points_to) = (c_string("/dev", name)?, c_string("/dev", points_to)?);
-            self.step(FilesystemStep::MakeSymlink { root: self.root, folder, name, points_to });
-        }
-        Ok(())
-    }
-
-    fn device(
-        &mut self,
-        at: &str,
-        path: &Path,
-        mode: u32,
-        (major, minor): (u32, u32),
-        (user, group): (u32, u32),
-    ) -> Result<(), PlanError> {
-        if !path.starts_with("/dev") {
-            return Err(PlanError::invalid(at, path.display().to_string(), "must be below /dev"));
-        }
-        let target = target(at, path, true)?;
-        if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("/dev")) {
-            let target = self::target(at, folder, false)?;
-            self.step(FilesystemStep::MakeFolder { root: self.root, target });
-        }
-        let host_path = c_string(at, path.as_os_str().as_encoded_bytes())?;
-        let device = Device { target, host_path, mode, major, minor, user, group };
-        self.step(FilesystemStep::MakeDevice { root: self.root, device });
-        Ok(())
-    }
-
     /// Makes the working folder if the image has none.
     pub(super) fn working_folder(&mut self, path: &Path) -> Result<(), PlanError> {
         if path.is_absolute() && path != Path::new("/") {
@@ -267,87 +153,118 @@ impl Compiler<'_> {
         let Some(linux) = self.spec.linux() else { return Ok(()) };
         // Read-only first: a mask inside a read-only path must stay on top.
         for (index, path) in linux.readonly_paths().iter().flatten().enumerate() {
-            let at = format!("linux.readonlyPaths[{index}]");
-            let path = target(&at, Path::new(path), false)?.path;
+            let path = target(&format!("linux.readonlyPaths[{index}]"), Path::new(path), false)?.path;
             self.step(FilesystemStep::ReadOnlyPath { root: self.root, path });
         }
-        for (index, path) in linux.masked_paths().iter().flatten().enumerate() {
-            let at = format!("linux.maskedPaths[{index}]");
-            let path = target(&at, Path::new(path), false)?.path;
-            self.step(FilesystemStep::Mask { root: self.root, path });
+        let masked = linux.masked_paths().as_deref().unwrap_or_default();
+        if masked.is_empty() {
+            return Ok(());
+        }
+        let covers = Covers { null: self.slots.take(), folder: self.slots.take() };
+        self.step(FilesystemStep::PrepareMasks { covers });
+        for (index, path) in masked.iter().enumerate() {
+            let path = target(&format!("linux.maskedPaths[{index}]"), Path::new(path), false)?.path;
+            self.step(FilesystemStep::Mask { root: self.root, covers, path });
         }
         Ok(())
     }
 
     pub(super) fn sysctls(&mut self) -> Result<(), PlanError> {
-        let sysctls = self.linux().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
-        let mut sysctls: Vec<_> = sysctls.into_iter().collect();
+        let mut sysctls: Vec<_> = self.linux().and_then(|linux| linux.sysctl().clone()).into_iter().flatten().collect();
+        if sysctls.is_empty() {
+            return Ok(());
+        }
         sysctls.sort();
+        let proc = self.slots.take();
+        self.step(FilesystemStep::OpenSysctls { slot: proc });
         for (name, value) in sysctls {
-            self.sysctl(&name, value)?;
+            let at = format!("linux.sysctl.{name}");
+            let name = with_dots(&name);
+            if let Some(reason) = self.sysctl_refused(&name)? {
+                return Err(PlanError::invalid(at, value, reason));
+            }
+            // Back from dots to slashes; what was a slash between dots is a dot in a name, as in `eth0.1`.
+            let path: String = name.chars().map(|letter| swap(letter, '.', '/')).collect();
+            if !path.split('/').all(|part| !matches!(part, "" | "." | "..")) {
+                return Err(PlanError::invalid(at, value, "is not the name of a sysctl"));
+            }
+            self.step(FilesystemStep::Sysctl { proc, path: c_string(&at, format!("sys/{path}"))?, value });
         }
         Ok(())
     }
 
-    /// Allows only what belongs to a namespace of the container's own.
-    fn sysctl(&mut self, name: &str, value: String) -> Result<(), PlanError> {
-        let at = format!("linux.sysctl.{name}");
-        let list = self.linux().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
-        let own = |kind: Kind| list.iter().any(|namespace| namespace.typ() == kind);
-        let path = name.replace('.', "/");
-        let plain = path.split('/').all(|part| !part.is_empty() && part != "..");
-        let message_queues = ["kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue."];
-        let allowed = (name.starts_with("net.") && own(Kind::Network))
-            || (message_queues.iter().any(|prefix| name.starts_with(prefix)) && own(Kind::Ipc));
-        if !plain || !allowed {
-            return Err(PlanError::invalid(at, value, "does not belong to a namespace of this container"));
-        }
-        self.step(FilesystemStep::Sysctl { path: c_string(&at, format!("sys/{path}"))?, value });
-        Ok(())
+    /// Allows only what belongs to a namespace of the container's own; the same rules as runc's.
+    fn sysctl_refused(&self, name: &str) -> Result<Option<&'static str>, PlanError> {
+        let refused = if name.starts_with("net.") {
+            (!self.has_own_network()?).then_some("needs a network namespace that is not the host's")
+        } else if IPC_SYSCTLS.contains(&name) || name.starts_with("fs.mqueue.") {
+            (!self.lists(Kind::Ipc)).then_some("needs an ipc namespace")
+        } else if name == "kernel.domainname" {
+            (!self.lists(Kind::Uts)).then_some("needs a uts namespace")
+        } else if name == "kernel.hostname" {
+            Some("is what the field \"hostname\" is for")
+        } else if name.starts_with("user.") {
+            (!self.lists(Kind::User)).then_some("needs a user namespace")
+        } else {
+            Some("does not belong to a namespace of this container")
+        };
+        Ok(refused)
+    }
+
+    /// Whether the network namespace is another than the caller's.
+    fn has_own_network(&self) -> Result<bool, PlanError> {
+        let list = self.linux().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        let Some((index, namespace)) = list.iter().enumerate().find(|(_, namespace)| namespace.typ() == Kind::Network)
+        else {
+            return Ok(false);
+        };
+        let Some(path) = namespace.path() else { return Ok(true) };
+        let identity = |path: &Path| {
+            let metadata = std::fs::metadata(path).map_err(|source| PlanError::Path {
+                at: format!("linux.namespaces[{index}].path"),
+                path: path.into(),
+                source,
+            })?;
+            Ok::<_, PlanError>((metadata.dev(), metadata.ino()))
+        };
+        Ok(identity(path)? != identity(Path::new("/proc/self/ns/net"))?)
     }
 }
 
-/// The first argument of mount(2); many filesystems only show it.
-fn source_text(mount: &oci::Mount, kind: &str) -> String {
-    mount.source().as_ref().map_or_else(|| kind.to_string(), |source| source.display().to_string())
+/// Gives a sysctl's name dots for separators. A name whose first separator is a slash has slashes, and its dots are
+/// letters; see sysctl.d(5).
+fn with_dots(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(first) if name.as_bytes()[first] == b'/' => name.chars().map(|letter| swap(letter, '/', '.')).collect(),
+        _ => name.into(),
+    }
 }
 
-fn data(at: &str, options: &Options) -> Result<Option<CString>, PlanError> {
-    if options.data.is_empty() {
-        return Ok(None);
+fn swap(letter: char, one: char, other: char) -> char {
+    match letter {
+        letter if letter == one => other,
+        letter if letter == other => one,
+        letter => letter,
     }
-    let data = options.data.join(",");
-    if data.len() > MOUNT_DATA_MAXIMUM {
-        return Err(PlanError::invalid(format!("{at}.options"), data, "are more than mount(2) takes"));
-    }
-    c_string(format!("{at}.options"), data).map(Some)
 }
 
-/// Prepares a place in the root: absolute, without `..`, never the root itself.
-fn target(at: &str, path: &Path, file: bool) -> Result<Target, PlanError> {
-    use std::path::Component;
-    let refuse = |reason| Err(PlanError::invalid(at, path.display().to_string(), reason));
-    if !path.is_absolute() {
-        return refuse("must be an absolute path");
-    }
-    let mut parts = Vec::new();
-    let mut leading = Vec::new();
+/// Prepares a place in the root, never the root itself. A relative path counts from the root (config.md, "Mounts").
+pub(super) fn target(at: &str, path: &Path, file: bool) -> Result<Target, PlanError> {
+    let mut parts: Vec<&[u8]> = Vec::new();
     for component in path.components() {
         match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => return refuse("must not contain \"..\""),
-            Component::Normal(name) => {
-                if !leading.is_empty() {
-                    leading.push(b'/');
-                }
-                leading.extend_from_slice(name.as_encoded_bytes());
-                parts.push((c_string(at, leading.clone())?, c_string(at, name.as_encoded_bytes())?));
-            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+            Component::ParentDir => drop(parts.pop()),
+            Component::Normal(name) => parts.push(name.as_encoded_bytes()),
         }
     }
-    let Some((whole, _)) = parts.last() else { return refuse("must not be the root itself") };
-    let strict = ["/proc", "/sys", "/dev"].iter().any(|tree| path.starts_with(tree));
-    Ok(Target { path: whole.clone(), parts, file, strict })
+    if parts.is_empty() {
+        return Err(PlanError::invalid(at, path.display().to_string(), "must not be the root itself"));
+    }
+    let path = parts.join(&b'/');
+    let strict = matches!(parts[0], b"proc" | b"sys" | b"dev");
+    let on_proc = ON_PROC.iter().any(|allowed| allowed.as_bytes() == path);
+    Ok(Target { path: c_string(at, path)?, file, strict, on_proc })
 }
 
 #[cfg(test)]
@@ -359,13 +276,16 @@ mod tests {
         #[test]
         fn a_target_never_climbs(path in "[/.a]{0,24}") {
             if let Ok(target) = target("test", Path::new(&path), false) {
-                prop_assert!(path.starts_with('/'));
-                for (leading, name) in &target.parts {
-                    let (leading, name) = (leading.to_str().unwrap(), name.to_str().unwrap());
-                    prop_assert!(!matches!(name, "" | "." | "..") && !name.contains('/'));
-                    prop_assert!(!leading.starts_with('/') && leading.ends_with(name));
-                }
+                let path = target.path.to_str().unwrap();
+                prop_assert!(path.split('/').all(|part| !matches!(part, "" | "." | "..")));
             }
         }
+    }
+
+    #[test]
+    fn sysctl_names_have_dots_or_slashes() {
+        assert_eq!(with_dots("net/ipv4/conf/eno2.100/rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
+        assert_eq!(with_dots("net.ipv4.conf.eno2/100.rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
+        assert_eq!(with_dots("plain"), "plain");
     }
 }

@@ -3,7 +3,12 @@
 //! Owns the checks of the specification and everything that can be computed before the clone. Must not change the
 //! system: what is opened here is only read or entered later.
 
+mod devices;
 mod filesystem;
+mod mounts;
+mod namespaces;
+
+pub(crate) use namespaces::name_of;
 
 use crate::cgroup::{Cgroup, CgroupError, HostCgroups};
 use crate::config;
@@ -12,9 +17,11 @@ use crate::hooks::{CreateHooks, HookState};
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Stdio, above_standard};
 use crate::process::{self, Ending};
+use crate::seccomp::Agent;
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use oci::LinuxNamespaceType as Kind;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -46,6 +53,9 @@ pub struct Request<'a> {
     pub cgroup: Option<&'a Cgroup>,
     /// A network namespace to join instead of a new one; counts only if the specification asks for a network namespace.
     pub network: Option<BorrowedFd<'a>>,
+    /// A user namespace to join instead of a new one, from [`crate::new_user_namespace`]; counts only if the
+    /// specification asks for a user namespace.
+    pub user: Option<BorrowedFd<'a>>,
     /// The standard streams.
     pub stdio: Stdio,
     /// Who reaps it.
@@ -100,6 +110,9 @@ pub enum PlanError {
     /// The caller's own capabilities cannot be read.
     #[error("cannot read the capabilities of this process")]
     Capabilities(#[from] caps::errors::CapsError),
+    /// The user namespace could not be made.
+    #[error("linux.uidMappings, linux.gidMappings")]
+    UserNamespace(#[source] crate::UserNamespaceError),
     /// A descriptor could not be prepared.
     #[error("cannot prepare a descriptor")]
     Descriptor(#[source] Box<StartError>),
@@ -122,12 +135,12 @@ impl Plan {
 
     /// The same for a host whose cgroups are known already.
     pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
-        let Request { spec, root, cgroup, network, stdio, reaper, extras } = request;
+        let Request { spec, root, cgroup, network, user, stdio, reaper, extras } = request;
         config::check(spec)?;
         let Some(process) = spec.process() else {
             return Err(PlanError::invalid("process", "nothing", "must be given"));
         };
-        unsupported(spec, process)?;
+        unsupported(spec)?;
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
@@ -136,17 +149,26 @@ impl Plan {
             held: Vec::new(),
             slots: Slots { taken: vec![channel.child.as_raw_fd()], next: 3 },
             root: -1,
+            user_namespace: None,
             devices: true,
+            device_folder: None,
+            read_only_later: Vec::new(),
             host,
         };
-        compiler.namespaces(cgroup, network)?;
-        compiler.propagation()?;
-        compiler.steps.push(Step::NewSession);
         compiler.score(process);
+        compiler.steps.push(Step::Undumpable);
+        compiler.namespaces(cgroup, &namespaces::Given { network, user })?;
+        compiler.steps.push(Step::NewSession);
         process::streams(stdio, &mut compiler.steps, &mut compiler.held)?;
         let mut ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
         compiler.wait(extras.start_socket, &mut ending)?;
         compiler.slots.taken.extend(compiler.held.iter().map(AsRawFd::as_raw_fd));
+        if compiler.lists(Kind::Mount) {
+            compiler.propagation()?;
+        }
+        if compiler.user_namespace.is_some() {
+            compiler.steps.push(Step::BecomeRoot);
+        }
         compiler.root(root)?;
         compiler.mounts()?;
         compiler.devices()?;
@@ -155,15 +177,19 @@ impl Plan {
         compiler.sysctls()?;
         compiler.working_folder(process.cwd())?;
         let hooks = compiler.create_hooks(extras.hooks)?;
-        compiler.steps.push(Step::PivotRoot { root: compiler.root });
+        compiler.make_mounts_read_only();
+        compiler.steps.push(compiler.enter_root());
         if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
             compiler.steps.push(Step::ReadOnlyRoot);
         }
-        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        process::finish(process, seccomp, ending, &mut compiler.steps)?;
+        if compiler.lists(Kind::Mount) {
+            compiler.root_propagation()?;
+        }
+        let agent = Agent::of(spec, extras.hooks)?;
+        process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks })
+        Ok(Plan { steps, clone, held, channel, hooks, agent })
     }
 }
 
@@ -223,8 +249,14 @@ struct Compiler<'a> {
     slots: Slots,
     /// The number at which the child holds the root.
     root: i32,
+    /// The user namespace's descriptor; it is open already.
+    user_namespace: Option<i32>,
     /// Whether `/dev` is the container's own.
     devices: bool,
+    /// The number at which the child holds the folder of a device outside `/dev`.
+    device_folder: Option<i32>,
+    /// Mounts that are written to before they become read-only: the child's number and the path.
+    read_only_later: Vec<(i32, CString)>,
     /// How the host mounts its cgroups, once somebody has asked.
     host: Option<HostCgroups>,
 }
@@ -232,75 +264,6 @@ struct Compiler<'a> {
 impl Compiler<'_> {
     fn linux(&self) -> Option<&oci::Linux> {
         self.spec.linux().as_ref()
-    }
-
-    fn namespaces(&mut self, cgroup: Option<&Cgroup>, network: Option<BorrowedFd<'_>>) -> Result<(), PlanError> {
-        if let Some(cgroup) = cgroup {
-            enter_cgroup(cgroup, &mut self.clone, &mut self.steps, &mut self.held)?;
-        }
-        let list = self.linux().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
-        let mut seen: Vec<Kind> = Vec::new();
-        for (index, namespace) in list.iter().enumerate() {
-            let at = format!("linux.namespaces[{index}]");
-            seen.push(namespace.typ());
-            self.namespace(&at, namespace, network)?;
-        }
-        if !seen.contains(&Kind::Mount) {
-            return Err(PlanError::invalid("linux.namespaces", "without mount", "must have a mount namespace"));
-        }
-        Ok(())
-    }
-
-    fn namespace(
-        &mut self,
-        at: &str,
-        namespace: &oci::LinuxNamespace,
-        network: Option<BorrowedFd<'_>>,
-    ) -> Result<(), PlanError> {
-        let (name, flag) = match namespace.typ() {
-            Kind::Mount => ("mount", libc::CLONE_NEWNS),
-            Kind::Pid => ("pid", libc::CLONE_NEWPID),
-            Kind::Uts => ("uts", libc::CLONE_NEWUTS),
-            Kind::Ipc => ("ipc", libc::CLONE_NEWIPC),
-            Kind::Network => ("network", libc::CLONE_NEWNET),
-            // A cgroup namespace is rooted where its maker is: it is made after the child has joined its cgroup.
-            Kind::Cgroup => ("cgroup", libc::CLONE_NEWCGROUP),
-            kind @ (Kind::User | Kind::Time) => {
-                return Err(PlanError::invalid(format!("{at}.type"), kind.to_string(), "namespaces are not supported"));
-            }
-        };
-        let given = network.filter(|_| namespace.typ() == Kind::Network);
-        let handle = match (given, namespace.path()) {
-            (Some(fd), _) => Some(fd.try_clone_to_owned().map_err(|source| PlanError::Path {
-                at: "network".into(),
-                path: "the given descriptor".into(),
-                source,
-            })?),
-            (None, Some(path)) if matches!(namespace.typ(), Kind::Pid | Kind::Mount) => {
-                let reason = "cannot be joined by path; use exec to enter a container";
-                return Err(PlanError::invalid(format!("{at}.path"), path.display().to_string(), reason));
-            }
-            (None, Some(path)) => Some(OwnedFd::from(std::fs::File::open(path).map_err(|source| PlanError::Path {
-                at: format!("{at}.path"),
-                path: path.clone(),
-                source,
-            })?)),
-            (None, None) => None,
-        };
-        if let Some(handle) = handle {
-            let handle = above_standard(handle).map_err(|error| PlanError::Descriptor(Box::new(error)))?;
-            let name = format!("the given {name} namespace");
-            self.steps.push(Step::JoinNamespace { fd: handle.as_raw_fd(), kinds: flag, name });
-            self.held.push(handle);
-        } else if flag == libc::CLONE_NEWCGROUP {
-            self.steps.push(Step::Unshare { kinds: flag, name });
-        } else {
-            self.clone.namespaces |= flag as u64;
-            if flag == libc::CLONE_NEWNET {
-                self.steps.push(Step::LoopbackUp);
-            }
-        }
-        Ok(())
     }
 
     /// Lets the process wait for its start, and for the hooks that come with it.
@@ -340,7 +303,13 @@ impl Compiler<'_> {
             ));
         };
         self.steps.push(Step::AwaitCaller);
-        Ok(Some(CreateHooks { hooks: hooks.clone(), state: state.clone() }))
+        Ok(Some(CreateHooks { spec: self.spec.clone(), state: state.clone() }))
+    }
+
+    /// Without a mount namespace of its own a container only sees another root: the mounts are the caller's, and stay.
+    fn enter_root(&self) -> Step {
+        let root = self.root;
+        if self.lists(Kind::Mount) { Step::PivotRoot { root } } else { Step::ChangeRoot { root } }
     }
 
     fn score(&mut self, process: &oci::Process) {
@@ -350,12 +319,12 @@ impl Compiler<'_> {
     }
 
     fn names(&mut self) -> Result<(), PlanError> {
-        let own_uts = self.clone.namespaces & libc::CLONE_NEWUTS as u64 != 0;
+        let own_uts = self.lists(Kind::Uts);
         let names = [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())];
         for (at, name) in names {
             let Some(name) = name.clone().filter(|name| !name.is_empty()) else { continue };
             if !own_uts {
-                return Err(PlanError::invalid(at, name, "needs a new uts namespace"));
+                return Err(PlanError::invalid(at, name, "needs a uts namespace of the container's own"));
             }
             if name.len() > 64 {
                 return Err(PlanError::invalid(at, name, "is longer than 64 bytes"));
@@ -367,24 +336,11 @@ impl Compiler<'_> {
 }
 
 /// Refuses what would silently make a container less confined, or other, than its specification says.
-fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
+fn unsupported(spec: &oci::Spec) -> Result<(), PlanError> {
     let default = oci::Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default);
-    let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    let mappings = |list: &Option<Vec<oci::LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let asked = [
-        ("process.apparmorProfile", text(process.apparmor_profile())),
-        ("process.selinuxLabel", text(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("linux.mountLabel", text(linux.mount_label())),
-        ("linux.uidMappings", mappings(linux.uid_mappings())),
-        ("linux.gidMappings", mappings(linux.gid_mappings())),
-        ("linux.personality", linux.personality().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
     ];
     match asked.iter().find(|(_, asked)| *asked) {

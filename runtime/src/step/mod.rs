@@ -3,12 +3,23 @@
 //! Owns what each step does with system calls and how it prints. Must not allocate, lock or log while running, and must
 //! not read the specification: whoever compiles a plan has computed every path, number and string.
 
+mod attributes;
+mod copy_up;
+mod device;
 mod filesystem;
+mod hide;
+mod mount;
+mod target;
 
-pub(crate) use filesystem::{Bind, Device, Filesystem, FilesystemStep, Target};
+pub(crate) use attributes::AttributeStep;
+pub(crate) use device::Device;
+pub(crate) use filesystem::FilesystemStep;
+pub(crate) use hide::Covers;
+pub(crate) use mount::{Bind, Filesystem};
+pub(crate) use target::{PROC_MAGIC, Target};
 
-use crate::seccomp::Filters;
-use crate::sys::{self, Errno, MountAttributes, StringList};
+use crate::seccomp::Filter;
+use crate::sys::{self, CloneRequest, Errno, MountAttributes, StringList};
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::sync::Arc;
@@ -45,6 +56,17 @@ pub(crate) enum Step {
         kinds: i32,
         name: String,
     },
+    /// Clones the rest of the plan into a child and ends; see [`crate::compile`].
+    Clone {
+        request: CloneRequest,
+    },
+    TimeOffsets {
+        value: String,
+    },
+    /// Nobody whom the process meets may trace it, or read the memory that it has copied from its caller.
+    Undumpable,
+    /// Takes the user namespace's own root for the rest of the steps.
+    BecomeRoot,
     LoopbackUp,
     NewSession,
     TakeTerminal,
@@ -52,6 +74,7 @@ pub(crate) enum Step {
         value: String,
     },
     Filesystem(FilesystemStep),
+    Attribute(AttributeStep),
     HostName {
         name: String,
     },
@@ -63,6 +86,9 @@ pub(crate) enum Step {
         onto: i32,
     },
     PivotRoot {
+        root: i32,
+    },
+    ChangeRoot {
         root: i32,
     },
     CloseDescriptors {
@@ -106,7 +132,7 @@ pub(crate) enum Step {
     NoNewPrivileges,
     ResetSignals,
     Seccomp {
-        filters: Arc<Filters>,
+        filter: Arc<Filter>,
     },
     /// Looks whether there is a program to run, while somebody still listens.
     FindCommand {
@@ -132,18 +158,23 @@ impl Step {
             Step::JoinCgroup { tasks, .. } => sys::write(*tasks, b"0").map(drop),
             Step::Unshare { kinds, .. } => sys::unshare(*kinds),
             Step::JoinNamespace { fd, kinds, .. } => sys::join_namespace(*fd, *kinds),
+            Step::TimeOffsets { value } => write_host_file(c"/proc/self/timens_offsets", value.as_bytes()),
+            Step::Undumpable => sys::process_control(libc::PR_SET_DUMPABLE, 0, 0).map(drop),
+            Step::BecomeRoot => become_user(0, 0, &[]),
             Step::LoopbackUp => sys::bring_loopback_up(),
             Step::NewSession => sys::new_session(),
             Step::TakeTerminal => sys::take_terminal(0),
             Step::OutOfMemoryScore { value } => write_host_file(c"/proc/self/oom_score_adj", value.as_bytes()),
             Step::Filesystem(step) => step.run(),
+            Step::Attribute(step) => step.run(),
             Step::HostName { name } => sys::set_host_name(name.as_bytes()),
             Step::DomainName { name } => sys::set_domain_name(name.as_bytes()),
             Step::StandardStream { from, onto } => sys::duplicate_onto(*from, *onto, false),
             Step::PivotRoot { root } => pivot(*root),
+            Step::ChangeRoot { root } => change_root(*root),
             Step::CloseDescriptors { first, keep } => close_descriptors(*first, keep),
             // The walk does these: they are words of the handshake.
-            Step::AwaitCaller | Step::AwaitStart { .. } => Err(Errno(libc::ENOSYS)),
+            Step::Clone { .. } | Step::AwaitCaller | Step::AwaitStart { .. } => Err(Errno(libc::ENOSYS)),
             Step::ReadOnlyRoot => {
                 let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
                 sys::set_mount_attributes(libc::AT_FDCWD, c"/", 0, &attributes)
@@ -162,7 +193,7 @@ impl Step {
             }
             Step::NoNewPrivileges => sys::process_control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Step::ResetSignals => sys::reset_signals(),
-            Step::Seccomp { filters } => filters.programs().try_for_each(sys::install_filter),
+            Step::Seccomp { filter } => sys::install_filter(&filter.program, filter.flags).map(drop),
             Step::FindCommand { command } => command.find(),
             Step::Execute { command } => Err(command.execute()),
             #[cfg(test)]
@@ -184,6 +215,12 @@ fn pivot(root: i32) -> sys::Result<()> {
     // The old root is now stacked on the new one, and "." leads to it: unmounting it leaves the new root alone.
     sys::pivot_root(c".", c".")?;
     sys::unmount(c".", libc::MNT_DETACH)?;
+    sys::change_folder(c"/")
+}
+
+fn change_root(root: i32) -> sys::Result<()> {
+    sys::change_folder_to(root)?;
+    sys::change_root(c".")?;
     sys::change_folder(c"/")
 }
 
@@ -287,11 +324,16 @@ impl fmt::Display for Step {
             Step::JoinCgroup { path, .. } => write!(out, "join cgroup {path}"),
             Step::Unshare { name, .. } => write!(out, "new {name} namespace"),
             Step::JoinNamespace { name, .. } => write!(out, "join {name}"),
+            Step::Clone { request } => write!(out, "{request}"),
+            Step::TimeOffsets { value } => write!(out, "set clocks off by {:?}", value.trim_end()),
+            Step::Undumpable => write!(out, "become untraceable"),
+            Step::BecomeRoot => write!(out, "become root of the user namespace"),
             Step::LoopbackUp => write!(out, "bring loopback up"),
             Step::NewSession => write!(out, "start a session"),
             Step::TakeTerminal => write!(out, "take the terminal"),
             Step::OutOfMemoryScore { value } => write!(out, "set oom_score_adj {value}"),
             Step::Filesystem(step) => write!(out, "{step}"),
+            Step::Attribute(step) => write!(out, "{step}"),
             Step::HostName { name } => write!(out, "set host name {name}"),
             Step::DomainName { name } => write!(out, "set domain name {name}"),
             Step::StandardStream { onto, .. } => {
@@ -299,6 +341,7 @@ impl fmt::Display for Step {
             }
             Step::PivotRoot { .. } => write!(out, "pivot into the root"),
             Step::CloseDescriptors { .. } => write!(out, "close all other descriptors"),
+            Step::ChangeRoot { .. } => write!(out, "change into the root"),
             Step::AwaitCaller => write!(out, "wait for the caller"),
             Step::AwaitStart { .. } => write!(out, "wait for the start"),
             Step::ReadOnlyRoot => write!(out, "make the root read-only"),
@@ -314,7 +357,7 @@ impl fmt::Display for Step {
             Step::Umask { mask } => write!(out, "set umask {mask:04o}"),
             Step::NoNewPrivileges => write!(out, "gain no new privileges"),
             Step::ResetSignals => write!(out, "reset signals"),
-            Step::Seccomp { filters } => write!(out, "install {filters}"),
+            Step::Seccomp { filter } => write!(out, "install {filter}"),
             Step::FindCommand { command } => write!(out, "find {command}"),
             Step::Execute { command } => write!(out, "execute {command}"),
             #[cfg(test)]

@@ -51,6 +51,10 @@ pub(crate) struct Stat {
     pub(crate) mode: u32,
     /// `st_rdev`.
     pub(crate) device: u64,
+    /// `st_uid`.
+    pub(crate) user: u32,
+    /// `st_gid`.
+    pub(crate) group: u32,
 }
 
 impl Stat {
@@ -77,7 +81,7 @@ pub(crate) fn own(fd: i32) -> OwnedFd {
 }
 
 /// Turns libc's `-1` into the error number.
-fn check(value: libc::c_long) -> Result<usize> {
+pub(super) fn check(value: libc::c_long) -> Result<usize> {
     if value < 0 {
         // SAFETY: the C library's errno location is always valid for the calling thread.
         return Err(Errno(unsafe { *libc::__errno_location() }));
@@ -89,6 +93,13 @@ fn check(value: libc::c_long) -> Result<usize> {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit has no preconditions and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// pidfd_send_signal(2)
+pub(crate) fn send_signal(process: i32, number: i32) -> Result<()> {
+    let info = std::ptr::null::<u8>();
+    // SAFETY: the kernel fills in the signal's information by itself when none is given; the rest are numbers.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, number, info, 0) }).map(drop)
 }
 
 /// openat2(2) with the given resolve flags.
@@ -127,6 +138,45 @@ pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize> {
             result => return result,
         }
     }
+}
+
+/// sendmsg(2) of a message with one descriptor attached; unix(7), `SCM_RIGHTS`.
+pub(crate) fn send_descriptor(socket: i32, bytes: &[u8], descriptor: i32) -> Result<()> {
+    /// `struct cmsghdr` with one descriptor, padded as the kernel pads it.
+    #[repr(C, align(8))]
+    struct Attached {
+        header: libc::cmsghdr,
+        descriptor: i32,
+    }
+    // SAFETY: all-zero bytes are a valid cmsghdr and a valid i32.
+    let mut attached: Attached = unsafe { std::mem::zeroed() };
+    attached.header.cmsg_level = libc::SOL_SOCKET;
+    attached.header.cmsg_type = libc::SCM_RIGHTS;
+    // SAFETY: CMSG_LEN only computes.
+    attached.header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<i32>() as u32) } as _;
+    attached.descriptor = descriptor;
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero bytes are a valid struct msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut attached).cast();
+    message.msg_controllen = size_of::<Attached>() as _;
+    // SAFETY: the message's parts are alive for the call and of the lengths given; sending changes none of them.
+    check(unsafe { libc::syscall(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL) }).map(drop)
+}
+
+/// The kind of a namespace as its `CLONE_NEW*` flag; ioctl_ns(2), `NS_GET_NSTYPE`. `ENOTTY` if it is none.
+pub(crate) fn namespace_kind(fd: i32) -> Result<i32> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this ioctl takes no argument.
+    Ok(check(unsafe { libc::syscall(libc::SYS_ioctl, fd, NS_GET_NSTYPE) })? as i32)
+}
+
+/// chroot(2).
+pub(crate) fn change_root(path: &CStr) -> Result<()> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_chroot, path.as_ptr()) }).map(drop)
 }
 
 /// accept4(2), again after a signal; close-on-exec.
@@ -300,7 +350,7 @@ pub(crate) fn stat(fd: i32) -> Result<Stat> {
     check(libc::c_long::from(unsafe { libc::fstat(fd, buffer.as_mut_ptr()) }))?;
     // SAFETY: all-zero bytes are a valid struct stat, and fstat has filled it.
     let stat = unsafe { buffer.assume_init() };
-    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev })
+    Ok(Stat { mode: stat.st_mode, device: stat.st_rdev, user: stat.st_uid, group: stat.st_gid })
 }
 
 /// Asks whether the caller may execute an open file, by faccessat2(2).
@@ -433,20 +483,83 @@ pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64)
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
 }
 
-/// seccomp(2), `SECCOMP_SET_MODE_FILTER`.
-pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<()> {
+/// One instruction of classic BPF, `struct sock_filter` of linux/filter.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    pub(crate) code: u16,
+    /// Instructions to skip if the comparison holds.
+    pub(crate) if_true: u8,
+    /// Instructions to skip if it does not.
+    pub(crate) if_false: u8,
+    pub(crate) value: u32,
+}
+
+/// seccomp(2), `SECCOMP_SET_MODE_FILTER`. Returns the listener's descriptor if the flags ask for one, else 0.
+pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> Result<i32> {
     #[repr(C)]
     struct Program {
         length: u16,
-        filter: *const seccompiler::sock_filter,
+        filter: *const Instruction,
     }
     let length = u16::try_from(program.len()).map_err(|_| Errno(libc::E2BIG))?;
     let program = Program { length, filter: program.as_ptr() };
     // SAFETY: `program` has the layout of struct sock_fprog and points to `length` instructions.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+    let value = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    Ok(check(value)? as i32)
+}
+
+/// `struct sched_attr` of sched_setattr(2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SchedulerAttributes {
+    /// Filled in by [`set_scheduler`].
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// sched_setattr(2) of the calling thread.
+pub(crate) fn set_scheduler(attributes: &SchedulerAttributes) -> Result<()> {
+    let attributes = SchedulerAttributes { size: size_of::<SchedulerAttributes>() as u32, ..*attributes };
+    // SAFETY: `attributes` has the layout of struct sched_attr's first version and tells its size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+}
+
+/// sched_setaffinity(2) of the calling thread; 64 CPUs a word.
+pub(crate) fn set_affinity(mask: &[u64]) -> Result<()> {
+    // SAFETY: the pointer and the length describe a live slice.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(mask), mask.as_ptr()) }).map(drop)
+}
+
+/// ioprio_set(2) of the caller's process group.
+pub(crate) fn set_io_priority(priority: i32) -> Result<()> {
+    const IOPRIO_WHO_PGRP: i32 = 2;
+    // SAFETY: plain integers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PGRP, 0, priority) }).map(drop)
+}
+
+/// personality(2).
+pub(crate) fn set_personality(domain: u64) -> Result<()> {
+    // SAFETY: plain integer.
+    check(unsafe { libc::syscall(libc::SYS_personality, domain) }).map(drop)
+}
+
+/// set_mempolicy(2); 64 nodes a word.
+pub(crate) fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
+    // The kernel reads one bit less than it is told.
+    let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    // SAFETY: the mask has at least `bits - 1` bits; with none it is not read.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
 }
 
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.
+#[derive(Debug)]
 pub(crate) struct StringList {
     _strings: Vec<std::ffi::CString>,
     pointers: Vec<*const c_char>,

@@ -5,8 +5,12 @@
 
 #![allow(unsafe_code)]
 
+mod bpf;
 mod calls;
 mod clone;
+mod files;
 
+pub(crate) use bpf::*;
 pub(crate) use calls::*;
 pub(crate) use clone::*;
+pub(crate) use files::*;

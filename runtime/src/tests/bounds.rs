@@ -1,8 +1,13 @@
 //! Limits and the end of whole groups.
 
 use super::support::{Ground, cannot_run, shell};
-use crate::{Cgroup, CgroupError, Exit, Limits, wait};
+use crate::{Cgroup, CgroupError, CgroupPath, Exit, Limits, host_cgroups, wait};
 use std::io::{BufRead, BufReader};
+
+/// Finds the cgroup of a ground again.
+fn open(ground: &Ground) -> Result<Cgroup, CgroupError> {
+    Cgroup::open(&host_cgroups().unwrap(), &CgroupPath::below_root(&ground.name).unwrap())
+}
 
 #[test]
 fn death_by_memory_is_told_from_any_other() {
@@ -39,11 +44,11 @@ fn limits_are_what_the_kernel_says_they_are() {
     let limits = Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(250), pids: Some(33) };
     let ground = Ground::with_cgroup(&limits);
     let cgroup = ground.cgroup.as_ref().unwrap();
-    let told = cgroup.read_limits_for_test();
-    assert_eq!(told, (Some("67108864".into()), Some("25000 100000".into()), Some("33".into())));
+    let stats = cgroup.stats().unwrap();
+    assert_eq!((stats.memory.usage.limit, stats.pids.limit), (64 << 20, 33));
     // The kernel's refusal names limit, file and value, and keeps its reason.
-    let error = cgroup.set_limits(&Limits { pids: Some(u64::MAX), ..Limits::default() }).unwrap_err();
-    assert!(error.to_string().contains("limit pids = 18446744073709551615 in /"), "{error}");
+    let error = cgroup.update(&Limits { pids: Some(1 << 40), ..Limits::default() }.resources()).unwrap_err();
+    assert!(error.to_string().contains("linux.resources.pids.limit: \"1099511627776\" into /"), "{error}");
     let CgroupError::Limit { source, .. } = error else { panic!("{error}") };
     assert_eq!(source.raw_os_error(), Some(libc::EINVAL));
 }
@@ -70,7 +75,7 @@ fn killing_takes_every_process() {
         assert_eq!(wait(&started).unwrap(), Exit::Signal(libc::SIGKILL));
         cgroup.remove().unwrap();
         assert_eq!(cgroup.processes().unwrap(), Vec::<i32>::new());
-        assert!(matches!(Cgroup::open(cgroup.name()), Err(CgroupError::Missing { .. })));
+        assert!(matches!(open(&ground), Err(CgroupError::Missing { .. })));
     }
 }
 
@@ -80,14 +85,15 @@ fn a_cgroup_in_use_is_not_taken_over() {
         return;
     }
     let ground = Ground::with_cgroup(&Limits::default());
-    let name = ground.cgroup.as_ref().unwrap().name();
-    Cgroup::create(name, &Limits::default()).unwrap();
+    let path = CgroupPath::below_root(&ground.name).unwrap();
+    let again = || Cgroup::create(&host_cgroups().unwrap(), &path, &Limits::default().resources());
+    again().unwrap();
     let (started, _output) = ground.start(&shell("exec busybox sleep 1000")).unwrap();
-    match Cgroup::create(name, &Limits::default()) {
+    match again() {
         Err(CgroupError::Busy { processes, .. }) => assert_eq!(processes, [started.pid]),
         other => panic!("{other:?}"),
     }
-    assert_eq!(Cgroup::open(name).unwrap().processes().unwrap(), [started.pid]);
-    Cgroup::open(name).unwrap().kill().unwrap();
+    assert_eq!(open(&ground).unwrap().processes().unwrap(), [started.pid]);
+    open(&ground).unwrap().kill().unwrap();
     wait(&started).unwrap();
 }

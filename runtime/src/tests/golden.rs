@@ -1,6 +1,6 @@
 //! Plans as text, compared with files. `SKEG_GOLDEN=write cargo test -p skeg-runtime golden` writes them anew.
 
-use super::support::{change_process, mount, shell, with_mounts};
+use super::support::{change_linux, change_process, mount, shell, with_mounts};
 use crate::{Extras, HostCgroups, Plan, Reaper, Request, Root, Stdio, oci};
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,7 +13,8 @@ const VERSION_ONE: &str = "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw
 fn check(name: &str, spec: &oci::Spec, root: &Root, reaper: Reaper, mounts: &str) {
     let null = || File::open("/dev/null").unwrap().into();
     let stdio = Stdio { stdin: null(), stdout: null(), stderr: null() };
-    let request = Request { spec, root, cgroup: None, network: None, stdio, reaper, extras: Extras::default() };
+    let request =
+        Request { spec, root, cgroup: None, network: None, user: None, stdio, reaper, extras: Extras::default() };
     let host = HostCgroups::from_mount_table(mounts).unwrap();
     let plan = Plan::compile_on(request, Some(host)).unwrap().to_string();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.txt"));
@@ -49,4 +50,26 @@ fn a_user_s_container_with_mounts_on_cgroup_v1() {
     ];
     let root = Root::Folder("/root-folder".into());
     check("mounts-v1", &with_mounts(spec, more), &root, Reaper::Caller, VERSION_ONE);
+}
+
+#[test]
+fn a_user_and_a_time_namespace_are_entered_before_the_child_is_born() {
+    if super::support::cannot_run() {
+        return;
+    }
+    let spec = change_linux(super::namespaces::in_user_namespace("id"), |linux| {
+        let mut list = linux.namespaces().clone().unwrap();
+        list.retain(|namespace| namespace.typ() != oci::LinuxNamespaceType::Network);
+        for (kind, path) in
+            [(oci::LinuxNamespaceType::Time, None), (oci::LinuxNamespaceType::Network, Some("/proc/self/ns/net"))]
+        {
+            let mut namespace = oci::LinuxNamespace::default();
+            namespace.set_typ(kind).set_path(path.map(Into::into));
+            list.push(namespace);
+        }
+        let mut offset = oci::LinuxTimeOffset::default();
+        offset.set_secs(Some(-3)).set_nanosecs(Some(500));
+        linux.set_namespaces(Some(list)).set_time_offsets(Some([("boottime".to_string(), offset)].into()));
+    });
+    check("user-v2", &spec, &overlay(), Reaper::CallersParent, VERSION_TWO);
 }

@@ -2,11 +2,16 @@
 //!
 //! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
 
+mod attacks;
+mod attributes;
 mod bounds;
 mod containers;
 mod entering;
 mod failures;
 mod golden;
 mod life;
+mod mounts;
+mod namespaces;
 mod rights;
-mod support;
+mod seccomp_agent;
+pub(crate) mod support;

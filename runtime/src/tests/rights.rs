@@ -25,7 +25,7 @@ fn capabilities_are_exactly_the_default_set() {
     if cannot_run() {
         return;
     }
-    let bits = capabilities::bits(Some(&capabilities::DEFAULT.into_iter().collect())).unwrap();
+    let bits = capabilities::bits(Some(&capabilities::DEFAULT.into_iter().collect()));
     let output = Ground::new().run("busybox grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status").output;
     let expected = format!(
         "CapInh:\t{0:016x}\nCapPrm:\t{bits:016x}\nCapEff:\t{bits:016x}\nCapBnd:\t{bits:016x}\nCapAmb:\t{0:016x}\n\
@@ -99,4 +99,82 @@ fn a_privileged_container_gets_what_there_is() {
     let outcome = Ground::new().run_spec(&spec).unwrap();
     assert_eq!(outcome.output, format!("CapEff:\t{:016x}\n", capabilities::available().unwrap()));
     assert_eq!(outcome.exit, Exit::Code(0));
+}
+
+/// A profile with one rule; everything else passes.
+fn with_one_rule(
+    line: &str,
+    name: &str,
+    action: oci::LinuxSeccompAction,
+    errno: Option<u32>,
+    argument: Option<u64>,
+) -> oci::Spec {
+    use oci::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscallBuilder};
+    let argument = argument.map(|value| {
+        let argument = LinuxSeccompArgBuilder::default().value(value);
+        argument.op(LinuxSeccompOperator::ScmpCmpEq).build().unwrap()
+    });
+    let names = [name.to_string(), format!("{name}at")].to_vec();
+    let rule = LinuxSyscallBuilder::default().names(names).action(action);
+    let mut rule = rule.args(argument.into_iter().collect::<Vec<_>>()).build().unwrap();
+    rule.set_errno_ret(errno);
+    let mut profile = LinuxSeccomp::default();
+    profile.set_default_action(LinuxSeccompAction::ScmpActAllow).set_syscalls(Some(vec![rule]));
+    let flags = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"];
+    let flags = flags.map(|flag| serde_json::from_value(flag.into()).unwrap()).to_vec();
+    profile.set_flags(Some(flags)).set_architectures(Some(vec![oci::Arch::ScmpArchNative]));
+    change_linux(shell(line), |linux| {
+        linux.set_seccomp(Some(profile));
+    })
+}
+
+#[test]
+fn every_seccomp_action_does_what_it_says() {
+    use oci::LinuxSeccompAction::*;
+    if cannot_run() {
+        return;
+    }
+    let line = "busybox mkdir /tmp-of-test; echo $?; exec busybox mkdir /tmp-of-test/inner";
+    for (action, errno, told, exit) in [
+        (ScmpActAllow, None, "0\n", Exit::Code(0)),
+        (ScmpActLog, None, "0\n", Exit::Code(0)),
+        (
+            ScmpActErrno,
+            None,
+            "mkdir: can't create directory '/tmp-of-test': Operation not permitted\n1\n",
+            Exit::Code(1),
+        ),
+        (
+            ScmpActErrno,
+            Some(28),
+            "mkdir: can't create directory '/tmp-of-test': No space left on device\n1\n",
+            Exit::Code(1),
+        ),
+        // Nobody traces the process.
+        (
+            ScmpActTrace,
+            Some(5),
+            "mkdir: can't create directory '/tmp-of-test': Function not implemented\n1\n",
+            Exit::Code(1),
+        ),
+        (ScmpActTrap, None, "Bad system call", Exit::Signal(libc::SIGSYS)),
+        (ScmpActKill, None, "Bad system call", Exit::Signal(libc::SIGSYS)),
+        (ScmpActKillThread, None, "Bad system call", Exit::Signal(libc::SIGSYS)),
+        (ScmpActKillProcess, None, "Bad system call", Exit::Signal(libc::SIGSYS)),
+    ] {
+        let outcome = Ground::new().run_spec(&with_one_rule(line, "mkdir", action, errno, None)).unwrap();
+        assert!(outcome.output.starts_with(told), "{action}: {}", outcome.output);
+        assert_eq!(outcome.exit, exit, "{action}");
+    }
+}
+
+#[test]
+fn seccomp_compares_arguments() {
+    if cannot_run() {
+        return;
+    }
+    let line = "umask 027; umask; umask 077; umask";
+    let action = oci::LinuxSeccompAction::ScmpActErrno;
+    let outcome = Ground::new().run_spec(&with_one_rule(line, "umask", action, None, Some(0o27))).unwrap();
+    assert_eq!(outcome.output, "0022\n0077\n");
 }

@@ -3,7 +3,8 @@
 //! Owns temporary folders and cgroups and cleans them up. Must not judge results.
 
 use crate::{
-    Cgroup, Exit, Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, default_spec, oci, wait,
+    Cgroup, CgroupPath, Exit, Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, default_spec,
+    host_cgroups, oci, wait,
 };
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Says why the test cannot run here, if so.
-pub(super) fn cannot_run() -> bool {
+pub(crate) fn cannot_run() -> bool {
     let reason = if !rustix::process::geteuid().is_root() {
         "needs root"
     } else if !Path::new("/bin/busybox").exists() {
@@ -27,19 +28,22 @@ pub(super) fn cannot_run() -> bool {
 }
 
 /// A folder with a busybox root and the folders of an overlay.
-pub(super) struct Ground {
+pub(crate) struct Ground {
     pub(super) folder: tempfile::TempDir,
-    pub(super) cgroup: Option<Cgroup>,
+    pub(crate) cgroup: Option<Cgroup>,
+    /// The cgroup's name below each hierarchy's root.
+    pub(crate) name: String,
     pub(super) extra_lower: Vec<PathBuf>,
     pub(super) network: Option<OwnedFd>,
+    pub(super) user: Option<OwnedFd>,
     pub(super) reaper: Reaper,
     pub(super) folder_root: bool,
 }
 
 /// What a command left: how it ended and what it printed.
-pub(super) struct Outcome {
-    pub(super) exit: Exit,
-    pub(super) output: String,
+pub(crate) struct Outcome {
+    pub(crate) exit: Exit,
+    pub(crate) output: String,
 }
 
 impl Ground {
@@ -53,22 +57,26 @@ impl Ground {
         Ground {
             folder,
             cgroup: None,
+            name: String::new(),
             extra_lower: Vec::new(),
             network: None,
+            user: None,
             reaper: Reaper::Caller,
             folder_root: false,
         }
     }
 
-    pub(super) fn with_cgroup(limits: &Limits) -> Ground {
+    pub(crate) fn with_cgroup(limits: &Limits) -> Ground {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("skeg-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut ground = Ground::new();
-        ground.cgroup = Some(Cgroup::create(&name, limits).unwrap());
+        let path = CgroupPath::below_root(&name).unwrap();
+        ground.cgroup = Some(Cgroup::create(&host_cgroups().unwrap(), &path, &limits.resources()).unwrap());
+        ground.name = name;
         ground
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -95,6 +103,7 @@ impl Ground {
             root: &root,
             cgroup: self.cgroup.as_ref(),
             network: self.network.as_ref().map(std::os::fd::AsFd::as_fd),
+            user: self.user.as_ref().map(std::os::fd::AsFd::as_fd),
             stdio,
             reaper: self.reaper,
             extras,
@@ -102,12 +111,12 @@ impl Ground {
         Ok((Plan::compile(request)?, File::from(read)))
     }
 
-    pub(super) fn start(&self, spec: &oci::Spec) -> Result<(Started, File), StartError> {
+    pub(crate) fn start(&self, spec: &oci::Spec) -> Result<(Started, File), StartError> {
         let (plan, output) = self.plan(spec)?;
         Ok((plan.start()?, output))
     }
 
-    pub(super) fn run_spec(&self, spec: &oci::Spec) -> Result<Outcome, StartError> {
+    pub(crate) fn run_spec(&self, spec: &oci::Spec) -> Result<Outcome, StartError> {
         let (started, mut output) = self.start(spec)?;
         let mut text = String::new();
         output.read_to_string(&mut text).unwrap();
@@ -115,7 +124,7 @@ impl Ground {
     }
 
     /// Runs a shell line under the default specification.
-    pub(super) fn run(&self, line: &str) -> Outcome {
+    pub(crate) fn run(&self, line: &str) -> Outcome {
         self.run_spec(&shell(line)).unwrap()
     }
 }
@@ -130,7 +139,7 @@ impl Drop for Ground {
 }
 
 /// The default specification with a shell line as its program.
-pub(super) fn shell(line: &str) -> oci::Spec {
+pub(crate) fn shell(line: &str) -> oci::Spec {
     with_arguments(&["/bin/busybox", "sh", "-c", line])
 }
 
@@ -150,7 +159,7 @@ pub(super) fn change_process(mut spec: oci::Spec, change: impl FnOnce(&mut oci::
 }
 
 /// Changes the Linux section.
-pub(super) fn change_linux(mut spec: oci::Spec, change: impl FnOnce(&mut oci::Linux)) -> oci::Spec {
+pub(crate) fn change_linux(mut spec: oci::Spec, change: impl FnOnce(&mut oci::Linux)) -> oci::Spec {
     let mut linux = spec.linux().clone().unwrap();
     change(&mut linux);
     spec.set_linux(Some(linux));

@@ -1,0 +1,171 @@
+//! Who is in a cgroup, and how they are signalled and ended.
+//!
+//! Owns the lists of processes and the removal of folders. Must not set limits.
+
+use super::hierarchy::Version;
+use super::setting::write;
+use super::{Cgroup, CgroupError, PATIENCE};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+impl Cgroup {
+    /// The processes in it and below it, zombies excepted, by number.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] if a list cannot be read. A folder that is gone holds nobody.
+    pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut processes = BTreeSet::new();
+        for folder in &self.folders {
+            collect(&folder.path, &mut processes)?;
+        }
+        Ok(processes.into_iter().collect())
+    }
+
+    /// Sends a signal to every process in it. Those that are born meanwhile may miss it.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] if they cannot be listed or the kernel refuses, such as `EINVAL` for a number that is none.
+    pub fn signal(&self, number: i32) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::File { action: "signal the processes in", path: self.path(), source };
+        let signal =
+            Signal::from_named_raw(number).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EINVAL)))?;
+        let processes = self.processes()?;
+        let handles: Vec<_> = processes.iter().filter_map(|pid| Some((*pid, open_process(*pid)?))).collect();
+        // Who is still listed after its handle was opened is the process that the handle means.
+        let still = self.processes()?;
+        for (_, handle) in handles.iter().filter(|(pid, _)| still.contains(pid)) {
+            match pidfd_send_signal(handle, signal) {
+                // One that is already gone needs no signal.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills every process in it. On version 2 the kernel does it at once (`cgroup.kill`, Linux 5.14); else round after
+    /// round until nobody is left. Returns before the last zombie is reaped; [`Cgroup::remove`] waits for that.
+    ///
+    /// # Errors
+    /// [`CgroupError::Busy`] if processes survive for ten seconds.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        if let Some(folder) = self.unified() {
+            match write(&folder.path.join("cgroup.kill"), "1") {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(folder.error("write", "cgroup.kill", source)),
+            }
+        }
+        self.kill_one_by_one()
+    }
+
+    pub(crate) fn kill_one_by_one(&self) -> Result<(), CgroupError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let processes = self.processes()?;
+            if processes.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(CgroupError::Busy { path: self.path(), processes });
+            }
+            self.signal(libc::SIGKILL)?;
+            // A frozen process dies when it goes on.
+            if self.is_frozen()? {
+                self.thaw()?;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Removes it with everything below, waiting up to ten seconds for killed processes to leave. Folders above it stay;
+    /// open and remove them by their own paths.
+    ///
+    /// # Errors
+    /// [`CgroupError::Busy`] if processes stay, [`CgroupError::File`] if the kernel refuses otherwise.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_micros(200);
+        for folder in &self.folders {
+            while let Err(source) = remove_tree(&folder.path) {
+                if source.raw_os_error() != Some(libc::EBUSY) {
+                    return Err(folder.error("remove", "", source));
+                }
+                if Instant::now() > deadline {
+                    return Err(CgroupError::Busy { path: folder.path.clone(), processes: self.processes()? });
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many processes the kernel killed in it for want of memory.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] if the count cannot be read.
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
+        let Some(folder) = self.find("memory") else { return Ok(0) };
+        let file = match folder.hierarchy.version {
+            Version::One => "memory.oom_control",
+            Version::Two => "memory.events",
+        };
+        let text = folder.read_if_there(file)?.unwrap_or_default();
+        Ok(super::stats::keyed(&text, "oom_kill").unwrap_or(0))
+    }
+}
+
+/// Adds the processes of a folder and of those below it.
+fn collect(folder: &Path, processes: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
+    let gone = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
+    let failed = |path: &Path, source| CgroupError::File { action: "read", path: path.into(), source };
+    let list = folder.join("cgroup.procs");
+    match fs::read_to_string(&list) {
+        Ok(text) => processes.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0)),
+        Err(error) if gone(&error) => return Ok(()),
+        // A threaded cgroup lists its processes in the folder that it belongs to.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(error) => return Err(failed(&list, error)),
+    }
+    let entries = match fs::read_dir(folder) {
+        Err(error) if gone(&error) => return Ok(()),
+        entries => entries.map_err(|source| failed(folder, source))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(|source| failed(folder, source))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), processes)?;
+        }
+    }
+    Ok(())
+}
+
+fn open_process(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// Removes a cgroup folder with those below it; the files in it are the kernel's and go with it.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Somebody is in it, or it has folders of its own.
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        result => return result,
+    }
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
