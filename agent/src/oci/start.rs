@@ -32,6 +32,7 @@ use super::console::Console;
 use super::container::{CONFIG, Container, START_SOCKET};
 use super::end;
 use super::foreground::{Signals, attend};
+use super::home;
 use super::notify::{self, Notify};
 use super::state::{Init, Record, Status};
 use super::store::{Folder, Locked, Missing};
@@ -166,6 +167,10 @@ fn start_process(
     let root = Root::Folder(record.rootfs.clone());
     let hooks = record.hook_state();
     let preserve_fds = options.preserve_fds + pass_listening(spec.process_mut().as_mut());
+    let mounts = spec.mounts().clone().unwrap_or_default();
+    if let Some(process) = spec.process_mut() {
+        home::add(process, &record.rootfs, &mounts);
+    }
     refuse_for_now(console.end()?.is_some(), preserve_fds, options)?;
     let socket = locked.file(START_SOCKET);
     let start_socket = waits.then(|| bind_start_socket(&socket).with_context(|| format!("cannot make {socket:?}")));
