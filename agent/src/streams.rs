@@ -19,6 +19,7 @@ use crate::agent::Agent;
 use crate::apply::{Key, Live, chain};
 use crate::async_fd;
 use crate::convert;
+use crate::image;
 use crate::logs;
 use crate::peer::{Sender, Stream, StreamEvent};
 
@@ -39,6 +40,7 @@ pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest)
                 Err(message) => Err(message),
             }
         }
+        StreamRequest::Image(request) => image::serve(&agent, &stream.sender(), request).await,
     };
     stream.close(end.unwrap_or_else(|message| StreamEnd::Failed(skeg_protocol::status::text(message))));
 }

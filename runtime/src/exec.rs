@@ -9,6 +9,7 @@ use crate::config;
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Started, Stdio, above_standard};
 use crate::process::{self, Ending};
+use crate::seccomp::Agent;
 use crate::step::{AttributeStep, Step};
 use crate::sys;
 use crate::terminal;
@@ -101,6 +102,7 @@ pub(crate) fn enter(target: &OwnedFd, spec: &oci::Spec, steps: &mut Vec<Step>) {
 pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
     config::process("process.", request.process).map_err(PlanError::Rule)?;
     let mut plan = Plan::empty()?;
+    plan.agent = Agent::of(request.spec, None)?;
     let Plan { steps, clone, held, channel, .. } = &mut plan;
     steps.extend([Step::ClearUmask, Step::Undumpable]);
     clone.sibling = request.reaper == Reaper::CallersParent;

@@ -26,6 +26,8 @@ mod config;
 mod exec;
 mod executable;
 mod features;
+#[cfg(feature = "floor")]
+mod floor;
 mod handshake;
 mod hooks;
 mod mounts;
@@ -51,6 +53,8 @@ pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_proc
 pub use exec::{ExecRequest, exec};
 pub use executable::protect_executable;
 pub use features::features;
+#[cfg(feature = "floor")]
+pub use floor::{Floor, Handed};
 pub use handshake::{bind_start_socket, is_waiting};
 pub use hooks::{HookError, HookState, run_hooks};
 pub use mounts::mount_options;

@@ -2,7 +2,7 @@
 //!
 //! Owns the socket between. The terminal itself is opened by the runtime, inside the container.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(crate) enum Console {
     /// The process has no terminal.
     None,
     /// Somebody else takes it.
-    Socket(UnixStream),
+    Socket(OwnedFd),
     /// This process takes it: the ends for the container and for itself.
     Own { container: OwnedFd, own: OwnedFd },
 }
@@ -31,7 +31,8 @@ impl Console {
             (false, Some(_)) => bail!("--console-socket needs a process with a terminal; set process.terminal"),
             (true, Some(path)) => {
                 let socket = UnixStream::connect(path);
-                Ok(Console::Socket(socket.with_context(|| format!("cannot connect to the console socket {path:?}"))?))
+                let socket = socket.with_context(|| format!("cannot connect to the console socket {path:?}"))?;
+                Ok(Console::Socket(socket.into()))
             }
             (true, None) if detached => bail!("a detached process with a terminal needs --console-socket"),
             (true, None) => {
@@ -43,12 +44,8 @@ impl Console {
 
     /// The end for the container.
     pub(crate) fn end(&self) -> anyhow::Result<Option<OwnedFd>> {
-        let socket = match self {
-            Console::None => return Ok(None),
-            Console::Socket(socket) => socket.as_fd(),
-            Console::Own { container, .. } => container.as_fd(),
-        };
-        Ok(Some(socket.try_clone_to_owned().context("cannot copy a socket")?))
+        let (Console::Socket(socket) | Console::Own { container: socket, .. }) = self else { return Ok(None) };
+        Ok(Some(socket.try_clone().context("cannot copy a socket")?))
     }
 
     /// The master, if this process takes it. Call it when the process has started.
@@ -56,6 +53,6 @@ impl Console {
         let Console::Own { container, own } = self else { return Ok(None) };
         // Only the container's end is left: if it sends nothing, the wait ends.
         drop(container);
-        Ok(Some(receive_terminal(&own).context("the container has sent no terminal")?))
+        Ok(Some(receive_terminal(&own).context("cannot receive the terminal")?))
     }
 }

@@ -13,7 +13,8 @@ use super::arguments::Exec;
 use super::console::Console;
 use super::container::Container;
 use super::foreground::{Signals, attend};
-use super::start::{keyring, own_streams, pass_listening, write_pid_file};
+use super::home;
+use super::start::{own_streams, pass_listening, write_pid_file};
 use super::state::Status;
 
 /// Reads UID or UID:GID. Names are refused: they would mean what a file of the image says (CVE-2026-30892).
@@ -44,6 +45,10 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         None => changed(&spec, options)?,
     };
     let preserve_fds = options.preserve_fds + pass_listening(Some(&mut process));
+    if let Some(init) = &container.record.init {
+        // As the container sees it now, with all that is mounted there.
+        home::add(&mut process, Path::new(&format!("/proc/{}/root", init.pid)), &[]);
+    }
     let console = Console::new(process.terminal() == Some(true), options.console_socket.as_deref(), options.detach)?;
     // Before the clone: no signal and no end of a child is lost.
     let signals = if options.detach { None } else { Some(Signals::catch()?) };
@@ -57,7 +62,7 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         reaper: Reaper::Caller,
         console: console.end()?,
         preserve_fds,
-        keyring: Some(keyring(&options.id)),
+        keyring: container.record.keyring.clone(),
     })?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, started.pid)?;

@@ -139,7 +139,9 @@ impl Carrier {
     /// Gives the container's terminal the size of this one.
     fn resize(&self) -> anyhow::Result<()> {
         match tcgetwinsize(io::stdin()) {
-            Ok(size) => Ok(resize_terminal(self.master.as_fd(), size.ws_row, size.ws_col)?),
+            Ok(size) => {
+                resize_terminal(self.master.as_fd(), size.ws_row, size.ws_col).context("cannot resize the terminal")
+            }
             // Standard input is no terminal: there is no size to give.
             Err(_) => Ok(()),
         }

@@ -32,6 +32,7 @@ use super::console::Console;
 use super::container::{CONFIG, Container, START_SOCKET};
 use super::end;
 use super::foreground::{Signals, attend};
+use super::home;
 use super::notify::{self, Notify};
 use super::state::{Init, Record, Status};
 use super::store::{Folder, Locked, Missing};
@@ -68,6 +69,7 @@ impl Bundle {
             annotations: self.spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
             cgroup,
             owns_cgroup: false,
+            keyring: None,
             init: None,
         }
     }
@@ -166,8 +168,14 @@ fn start_process(
     let root = Root::Folder(record.rootfs.clone());
     let hooks = record.hook_state();
     let preserve_fds = options.preserve_fds + pass_listening(spec.process_mut().as_mut());
+    let mounts = spec.mounts().clone().unwrap_or_default();
+    if let Some(process) = spec.process_mut() {
+        home::add(process, &record.rootfs, &mounts);
+    }
     let socket = locked.file(START_SOCKET);
     let start_socket = waits.then(|| bind_start_socket(&socket).with_context(|| format!("cannot make {socket:?}")));
+    record.keyring = (!options.no_new_keyring).then(|| format!("_ses.{}", options.id));
+    let keyring = record.keyring.clone();
     let pid_file = options.pid_file.as_deref().map(std::path::absolute).transpose().context("--pid-file")?;
     // Relative sources of bind mounts count from the bundle (config.md, "Mounts").
     std::env::set_current_dir(&record.bundle).with_context(|| format!("cannot enter {:?}", record.bundle))?;
@@ -185,7 +193,7 @@ fn start_process(
             console: console.end()?,
             preserve_fds,
             no_pivot: options.no_pivot,
-            keyring: (!options.no_new_keyring).then(|| keyring(&options.id)),
+            keyring,
         },
     };
     let started = Plan::compile(request)?.start()?;
@@ -195,11 +203,6 @@ fn start_process(
         write_pid_file(&path, started.pid)?;
     }
     Ok(started)
-}
-
-/// The name of a container's session keyring, the same as runc's.
-pub(crate) fn keyring(id: &str) -> String {
-    format!("_ses.{id}")
 }
 
 /// Copies of this process's standard streams.

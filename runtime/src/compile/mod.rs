@@ -17,6 +17,7 @@ use crate::hooks::{CreateHooks, HookState};
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Stdio, above_standard};
 use crate::process::{self, Ending};
+use crate::seccomp::Agent;
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use crate::terminal;
@@ -29,7 +30,8 @@ use std::path::{Path, PathBuf};
 /// What becomes the container's root.
 #[derive(Clone, Debug)]
 pub enum Root {
-    /// An overlay; writes go to `upper`.
+    /// An overlay; writes go to `upper`. In a user namespace the lower folders show its ids, whoever owns their files on
+    /// the disk (Linux 5.19, see mount_setattr(2)); `upper` must belong to its root, and lie beside `work`.
     Overlay {
         /// Read-only folders, the top one first; at most 500.
         lower: Vec<PathBuf>,
@@ -166,7 +168,7 @@ impl Plan {
         };
         compiler.score(process);
         compiler.steps.push(Step::Undumpable);
-        compiler.namespaces(cgroup, &namespaces::Given { network, user })?;
+        compiler.namespaces(cgroup, &namespaces::Given { network, user }, root)?;
         compiler.steps.push(Step::NewSession);
         let console = extras.console.map(above_standard).transpose()?;
         let console_number = console.as_ref().map(AsRawFd::as_raw_fd);
@@ -207,10 +209,11 @@ impl Plan {
         if compiler.lists(Kind::Mount) {
             compiler.root_propagation()?;
         }
+        let agent = Agent::of(spec, extras.hooks)?;
         process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks })
+        Ok(Plan { steps, clone, held, channel, hooks, agent })
     }
 }
 

@@ -587,6 +587,7 @@ pub(crate) fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
 }
 
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.
+#[derive(Debug)]
 pub(crate) struct StringList {
     _strings: Vec<std::ffi::CString>,
     pointers: Vec<*const c_char>,
