@@ -26,6 +26,8 @@ mod config;
 mod exec;
 mod executable;
 mod features;
+#[cfg(feature = "floor")]
+mod floor;
 mod handshake;
 mod hooks;
 mod mounts;
@@ -51,6 +53,8 @@ pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_proc
 pub use exec::{ExecRequest, exec};
 pub use executable::protect_executable;
 pub use features::features;
+#[cfg(feature = "floor")]
+pub use floor::{Floor, Handed};
 pub use handshake::{bind_start_socket, is_waiting};
 pub use hooks::{HookError, HookState, run_hooks};
 pub use mounts::mount_options;
@@ -60,5 +64,5 @@ pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, sta
 pub use seccomp::{SeccompError, default_seccomp};
 pub use signal::send_signal;
 pub use spec::default_spec;
-pub use terminal::{Terminal, TerminalError};
+pub use terminal::{receive_terminal, resize_terminal, terminal_pair};
 pub use user_namespace::{UserNamespaceError, new_user_namespace};

@@ -52,13 +52,23 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
-    /// Runs the peers of the start benchmark, as the benchmark asks on standard input.
+    /// Starts containers for the start benchmark, as the benchmark asks on standard input.
     #[command(hide = true)]
-    BenchPeers {
-        /// A folder with a bundle.
-        bundle: PathBuf,
+    BenchHelper {
+        /// Which containers.
+        kind: bench::start::Kind,
+        /// The benchmark's folder.
+        folder: PathBuf,
         /// Below this cgroup.
         cgroup: String,
+    },
+    /// Pulls one image, as the pull benchmark asks.
+    #[command(hide = true)]
+    BenchPull {
+        /// A folder for the store.
+        store: PathBuf,
+        /// The image, with a tag, in a registry that speaks plain HTTP.
+        reference: String,
     },
     /// Fuzzes a parser of outside bytes on the stable toolchain.
     Fuzz {
@@ -82,7 +92,8 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { only } => test::run(only.as_deref()),
         Task::Tidy => tidy::run(),
         Task::Bench { name, json } => bench::run(name, json),
-        Task::BenchPeers { bundle, cgroup } => bench::peers::serve(&bundle, &cgroup),
+        Task::BenchPull { store, reference } => bench::pull::ours(&store, &reference),
+        Task::BenchHelper { kind, folder, cgroup } => bench::start::serve(kind, &folder, &cgroup),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     }
 }

@@ -9,7 +9,7 @@
 //!                     folders and controllers; can be done ahead
 //! ```
 
-mod devices;
+pub(crate) mod devices;
 mod error;
 mod freezer;
 mod hierarchy;

@@ -2,10 +2,12 @@
 //!
 //! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
 
+mod attacks;
 mod attributes;
 mod bounds;
 mod containers;
 mod entering;
+mod extras;
 mod failures;
 mod golden;
 mod life;
