@@ -214,6 +214,24 @@ fn devices_are_made_anywhere_with_mode_and_owner() {
     assert_eq!(told, expected);
 }
 
+/// The host has no `/dev/no-such-device`: in a user namespace it is the caller who makes it.
+#[test]
+fn devices_of_a_user_namespace_have_their_mode_and_owner() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::new();
+    super::namespaces::open(&ground);
+    let line = "busybox stat -c '%F %t:%T %a %u:%g' /dev/no-such-device /dev/null; echo lost > /dev/null; \
+                busybox awk '$5 == \"/dev/null\" { print $6 }' /proc/self/mountinfo";
+    let spec = change_linux(super::namespaces::in_user_namespace(line), |linux| {
+        linux.set_devices(Some(vec![device("/dev/no-such-device", oci::LinuxDeviceType::C, (1, 5))]));
+    });
+    let told = ground.run_spec(&spec).unwrap().output;
+    let expected = "character special file 1:5 640 3:4\ncharacter special file 1:3 666 0:0\nrw,nosuid,noexec,relatime";
+    assert!(told.starts_with(expected), "{told}");
+}
+
 #[test]
 fn a_file_in_the_place_of_a_device_is_an_error_unless_it_is_that_device() {
     if cannot_run() {
