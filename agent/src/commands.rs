@@ -216,10 +216,10 @@ async fn receive(stream: &mut Stream) -> anyhow::Result<i32> {
 }
 
 /// The terminal in raw mode; dropped, it is as before.
-struct RawTerminal(Termios);
+pub(crate) struct RawTerminal(Termios);
 
 impl RawTerminal {
-    fn enter() -> anyhow::Result<RawTerminal> {
+    pub(crate) fn enter() -> anyhow::Result<RawTerminal> {
         let stdin = std::io::stdin();
         let before = tcgetattr(&stdin).context("reading the terminal's mode")?;
         let mut raw = before.clone();

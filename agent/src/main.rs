@@ -21,6 +21,7 @@ mod link;
 mod local;
 #[allow(dead_code)]
 pub mod logs;
+mod oci;
 mod peer;
 mod ports;
 mod streams;
@@ -104,6 +105,8 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Runs containers as the OCI runtime specification says, for engines such as podman and containerd
+    Oci(Box<oci::Arguments>),
     /// Prints the version
     Version,
 }
@@ -133,18 +136,28 @@ impl Place {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if called.file_name().is_some_and(|name| name == "skeg-oci") {
+        return exit_code(oci::main(&oci::Arguments::parse()));
+    }
     // The kernel starts `/init` with words of its own command line, which are not ours.
-    let first = std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init");
+    let first = std::process::id() == 1 && called == Path::new("/init");
     let command =
         if first { Command::Init { config: config::DEFAULT_PATH.into() } } else { Arguments::parse().command };
+    if !matches!(command, Command::Oci(_)) {
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    }
     match run(command) {
-        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        Ok(code) => exit_code(code),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
 fn run(command: Command) -> anyhow::Result<i32> {
@@ -170,6 +183,7 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let run_dir = place.run_dir()?;
             in_runtime(commands::exec(&run_dir, &target, command, stdin, tty))
         }
+        Command::Oci(arguments) => Ok(oci::main(&arguments)),
         Command::Version => {
             println!("skegd {}", env!("CARGO_PKG_VERSION"));
             Ok(0)

@@ -2,13 +2,15 @@
 //!
 //! Owns the way into its namespaces. Must not change anything of the container itself.
 
+use crate::attributes;
 use crate::cgroup::Cgroup;
 use crate::compile::PlanError;
 use crate::config;
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Started, Stdio};
 use crate::process::{self, Ending};
-use crate::step::Step;
+use crate::seccomp::Agent;
+use crate::step::{AttributeStep, Step};
 use crate::sys;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -41,7 +43,8 @@ pub struct ExecRequest<'a> {
 /// [`StartError`] names the step, its path and the kernel's reason, and [`StartError::Gone`] that the container has ended.
 pub fn exec(request: ExecRequest<'_>) -> Result<Started, StartError> {
     let target = duplicate(request.target)?;
-    start_inside(compile(request, &target)?, &target)
+    let (initial, _) = attributes::affinity(request.process);
+    start_inside(compile(request, &target)?, &target, initial)
 }
 
 /// Copies a pidfd.
@@ -53,12 +56,16 @@ fn failed(call: &'static str) -> impl Fn(io::Error) -> StartError {
     move |source| StartError::Caller { call, source }
 }
 
-/// Starts a plan in the pid namespace of a container.
-pub(crate) fn start_inside(plan: Plan, target: &OwnedFd) -> Result<Started, StartError> {
+/// Starts a plan in the pid namespace of a container, if given on these CPUs until a step says otherwise.
+pub(crate) fn start_inside(plan: Plan, target: &OwnedFd, affinity: Option<Vec<u64>>) -> Result<Started, StartError> {
     // The pid namespace counts for a thread's future children only, so a thread of its own joins it and starts one.
     // The thread ends right after; nothing of the caller has moved.
     std::thread::scope(|scope| {
         let starter = std::thread::Builder::new().name("exec".into()).spawn_scoped(scope, move || {
+            if let Some(mask) = affinity {
+                // For the thread alone, and inherited: the child starts there, before it is in its cgroup.
+                sys::set_affinity(&mask).map_err(|errno| failed("sched_setaffinity")(errno.into()))?;
+            }
             let joined = sys::join_namespace(target.as_raw_fd(), libc::CLONE_NEWPID);
             joined.map_err(|errno| match errno.0 {
                 libc::ESRCH => StartError::Gone,
@@ -88,6 +95,7 @@ pub(crate) fn enter(target: &OwnedFd, spec: &oci::Spec, steps: &mut Vec<Step>) {
 pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
     config::process("process.", request.process).map_err(PlanError::Rule)?;
     let mut plan = Plan::empty()?;
+    plan.agent = Agent::of(request.spec, None)?;
     let Plan { steps, clone, held, channel, .. } = &mut plan;
     steps.extend([Step::ClearUmask, Step::Undumpable]);
     clone.sibling = request.reaper == Reaper::CallersParent;
@@ -95,6 +103,9 @@ pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan
         crate::compile::enter_cgroup(cgroup, clone, steps, held)?;
     }
     enter(target, request.spec, steps);
+    if let (_, Some(mask)) = attributes::affinity(request.process) {
+        steps.push(Step::Attribute(AttributeStep::Affinity { mask }));
+    }
     steps.push(Step::NewSession);
     process::streams(request.stdio, steps, held)?;
     let mut process = request.process.clone();
@@ -102,9 +113,8 @@ pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan
         capabilities.set_inheritable(None).set_ambient(None);
         process.set_capabilities(Some(capabilities));
     }
-    let seccomp = request.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
-    process::finish(&process, seccomp, ending, steps)?;
+    process::finish(&process, request.spec.linux().as_ref(), ending, steps)?;
     Ok(plan)
 }
 

@@ -14,11 +14,12 @@
 //!                                        the connection is the channel now
 //!                                        AwaitCaller ── reached ────────────▶ runs startContainer hooks
 //!                                                    ◀──── go ───────────────
+//!                                        Seccomp that notifies ── listener ─▶ takes it to the agent
 //!                                        a step fails ── index, errno, text ▶ tells it
 //!                                        execve ──────── end of file ───────▶ the container runs
 //! ```
 //!
-//! Without `AwaitStart` the last two lines go to the first caller: a resident start waits for no answer at all.
+//! Without `AwaitStart` the last three lines go to the first caller: a resident start waits for no answer at all.
 //!
 //! The start socket listens in a folder of the caller's. Once the creator is gone the waiting child alone holds it, so the
 //! kernel itself tells a created container (connecting works) from a running one (refused), and a failure to run the
@@ -70,6 +71,8 @@ pub(crate) enum Message {
     Failed { index: usize, errno: i32, text: String },
     /// The rest of the plan has become the work of this child.
     Born { pid: i32, pidfd: OwnedFd },
+    /// Its seccomp filter is in force, and this is the filter's listener.
+    Listens(OwnedFd),
     /// It runs its program, or is gone.
     End,
 }
@@ -101,6 +104,7 @@ pub(crate) fn receive(channel: &OwnedFd) -> Result<Message, StartError> {
         return Ok(Message::Failed { index, errno, text: String::from_utf8_lossy(text).into_owned() });
     }
     Ok(match descriptors.next().and_then(|mut descriptors| descriptors.next()) {
+        Some(listener) if text.is_empty() => Message::Listens(listener),
         Some(pidfd) => Message::Born { pid: word(text)? as i32, pidfd },
         None => Message::Reached(index),
     })
@@ -129,6 +133,9 @@ fn walk_from(first: usize, steps: &[Step], channel: i32) {
                 await_start(index, channel, *listener)
             }
             Step::Clone { request } => divide(index, steps, channel, *request),
+            // The listener's own descriptor closes with the exec.
+            Step::Seccomp { filter } if filter.notifies() => sys::install_filter(&filter.program, filter.flags)
+                .and_then(|listener| say(channel, index, 0, b"", Some(listener))),
             step => step.run(),
         };
         if let Err(errno) = done {
@@ -203,8 +210,8 @@ fn with_address<T>(path: &Path, act: impl FnOnce(&SocketAddrUnix) -> rustix::io:
     Ok(act(&SocketAddrUnix::new(&path)?)?)
 }
 
-fn start_socket() -> rustix::io::Result<OwnedFd> {
-    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+fn unix_socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
 }
 
 /// Makes the socket on which a created container waits, for [`crate::Extras::start_socket`]. Only those who may enter its
@@ -213,7 +220,7 @@ fn start_socket() -> rustix::io::Result<OwnedFd> {
 /// # Errors
 /// The kernel's refusal, such as `EADDRINUSE` if the path exists.
 pub fn bind_start_socket(path: &Path) -> io::Result<OwnedFd> {
-    let socket = start_socket()?;
+    let socket = unix_socket(SocketType::SEQPACKET)?;
     with_address(path, |address| bind(&socket, address))?;
     listen(&socket, 16)?;
     Ok(socket)
@@ -224,7 +231,7 @@ pub fn bind_start_socket(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// What has nothing to do with a missing or silent socket.
 pub fn is_waiting(path: &Path) -> io::Result<bool> {
-    match connect_to(path) {
+    match connect_to_waiting(path) {
         Ok(_) => Ok(true),
         Err(error) => match error.raw_os_error() {
             Some(libc::ENOENT | libc::ECONNREFUSED) => Ok(false),
@@ -234,8 +241,13 @@ pub fn is_waiting(path: &Path) -> io::Result<bool> {
 }
 
 /// Connects to the start socket of a waiting container.
-pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
-    let socket = start_socket()?;
+pub(crate) fn connect_to_waiting(path: &Path) -> io::Result<OwnedFd> {
+    connect_to(path, SocketType::SEQPACKET)
+}
+
+/// Connects to a unix socket by a path of any length.
+pub(crate) fn connect_to(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let socket = unix_socket(kind)?;
     with_address(path, |address| connect(socket.as_fd(), address))?;
     Ok(socket)
 }

@@ -88,6 +88,10 @@ pub struct HookState {
 impl HookState {
     /// Writes the state as JSON. `pid` is the container's first process, as whoever reads it sees it.
     pub fn json(&self, pid: Option<i32>, status: oci::ContainerState) -> Vec<u8> {
+        serde_json::to_vec(&self.at(pid, status)).expect("texts, numbers and maps of texts have a JSON form")
+    }
+
+    pub(crate) fn at(&self, pid: Option<i32>, status: oci::ContainerState) -> oci::State {
         let mut state = oci::State::default();
         state
             .set_version(self.version.clone())
@@ -96,7 +100,7 @@ impl HookState {
             .set_pid(pid)
             .set_bundle(self.bundle.clone())
             .set_annotations(Some(self.annotations.clone()));
-        serde_json::to_vec(&state).expect("texts, numbers and maps of texts have a JSON form")
+        state
     }
 }
 
@@ -139,7 +143,7 @@ impl CreateHooks {
             let mut plan = Plan::empty()?;
             exec::enter(&target, &self.spec, &mut plan.steps);
             end(&mut plan, hook, stdio)?;
-            exec::start_inside(plan, &target)
+            exec::start_inside(plan, &target, None)
         })
     }
 }
@@ -169,7 +173,7 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
         let mut plan = exec::compile(request, &target)?;
         plan.steps.pop();
         plan.steps.push(Step::Execute { command: command(hook)? });
-        exec::start_inside(plan, &target)
+        exec::start_inside(plan, &target, None)
     })
 }
 

@@ -18,12 +18,16 @@
 
 #![deny(unsafe_code)]
 
+mod attributes;
 mod capabilities;
 mod cgroup;
 mod compile;
 mod config;
 mod exec;
 mod executable;
+mod features;
+#[cfg(feature = "floor")]
+mod floor;
 mod handshake;
 mod hooks;
 mod mounts;
@@ -31,6 +35,7 @@ mod network;
 mod plan;
 mod process;
 mod seccomp;
+mod signal;
 mod spec;
 mod step;
 mod sys;
@@ -47,6 +52,9 @@ pub use compile::{Extras, PlanError, Request, Root};
 pub use config::{ConfigError, InvalidConfig, Violation, parse_config, parse_process, read_config, read_process};
 pub use exec::{ExecRequest, exec};
 pub use executable::protect_executable;
+pub use features::features;
+#[cfg(feature = "floor")]
+pub use floor::{Floor, Handed};
 pub use handshake::{bind_start_socket, is_waiting};
 pub use hooks::{HookError, HookState, run_hooks};
 pub use mounts::mount_options;
@@ -54,6 +62,7 @@ pub use network::{NetworkError, new_network};
 pub use oci_spec::runtime as oci;
 pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, start_waiting, wait};
 pub use seccomp::{SeccompError, default_seccomp};
+pub use signal::send_signal;
 pub use spec::default_spec;
 pub use terminal::{Terminal, TerminalError};
 pub use user_namespace::{UserNamespaceError, new_user_namespace};

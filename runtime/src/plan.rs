@@ -6,6 +6,7 @@ use crate::cgroup::Cgroup;
 use crate::handshake::{self, Channel, Message};
 use crate::hooks::{CreateHooks, HookState, Waiting, start_hooks};
 use crate::oci;
+use crate::seccomp::Agent;
 use crate::step::Step;
 use crate::sys::{self, CloneRequest};
 use std::fmt;
@@ -94,6 +95,15 @@ pub enum StartError {
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] crate::HookError),
+    /// The seccomp agent did not take the filter's listener.
+    #[error("linux.seccomp.listenerPath: {} does not take the listener", path.display())]
+    Listener {
+        /// The agent's socket.
+        path: std::path::PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
     /// The container to enter has no process any more.
     #[error("the container has ended: there is nothing to enter")]
     Gone,
@@ -128,6 +138,7 @@ pub struct Plan {
     pub(crate) held: Vec<OwnedFd>,
     pub(crate) channel: Channel,
     pub(crate) hooks: Option<CreateHooks>,
+    pub(crate) agent: Option<Agent>,
 }
 
 /// Moves a descriptor out of the way of the standard streams, which a child will give new meanings.
@@ -162,7 +173,7 @@ impl Plan {
     /// A plan without steps, for a child of the caller.
     pub(crate) fn empty() -> Result<Plan, StartError> {
         let clone = CloneRequest { namespaces: 0, sibling: false, cgroup: None };
-        Ok(Plan { steps: Vec::new(), clone, held: Vec::new(), channel: Channel::new()?, hooks: None })
+        Ok(Plan { steps: Vec::new(), clone, held: Vec::new(), channel: Channel::new()?, hooks: None, agent: None })
     }
 
     /// Starts the process. Blocks until it runs its program, waits at its start socket, or has failed: about a
@@ -171,13 +182,13 @@ impl Plan {
     /// # Errors
     /// [`StartError`] names the step, its path and the kernel's reason. No process is left.
     pub fn start(self) -> Result<Started, StartError> {
-        let Plan { steps, clone, held, channel: Channel { caller, child }, hooks } = self;
+        let Plan { steps, clone, held, channel: Channel { caller, child }, hooks, agent } = self;
         let walk = || handshake::walk(&steps, caller.as_raw_fd(), child.as_raw_fd());
         let (pid, pidfd) = sys::clone_child(clone, walk).map_err(|errno| StartError::Clone(errno.into()))?;
         let mut started = Started { pid, pidfd };
         drop(child);
         drop(held);
-        let result = attend(&steps, &caller, hooks.as_ref(), &mut started, clone.sibling);
+        let result = attend(&steps, &caller, (hooks.as_ref(), agent.as_ref()), &mut started, clone.sibling);
         // A child that still waits for a word gives up.
         drop(caller);
         match result {
@@ -194,7 +205,7 @@ impl Plan {
 fn attend(
     steps: &[Step],
     channel: &OwnedFd,
-    hooks: Option<&CreateHooks>,
+    (hooks, agent): (Option<&CreateHooks>, Option<&Agent>),
     started: &mut Started,
     sibling: bool,
 ) -> Result<(), StartError> {
@@ -208,6 +219,10 @@ fn attend(
                     wait(&entrance).map_err(|source| StartError::Caller { call: "waitid", source })?;
                 }
                 handshake::let_go(channel)?;
+            }
+            Message::Listens(listener) => {
+                let agent = agent.ok_or(StartError::Report)?;
+                agent.hand_over(&listener, started.pid, oci::ContainerState::Creating)?;
             }
             Message::Failed { index, errno, .. } => return Err(explain(steps, index, errno)),
             Message::Reached(index) => match steps.get(index) {
@@ -272,7 +287,8 @@ pub struct StartRequest<'a> {
 /// [`StartError::NotWaiting`] if it was started before or is gone. After any other error it is gone.
 pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
     let StartRequest { socket, pid, target, spec, cgroup, hooks } = request;
-    let channel = handshake::connect_to(socket)
+    let agent = Agent::of(spec, Some(hooks))?;
+    let channel = handshake::connect_to_waiting(socket)
         .map_err(|source| StartError::NotWaiting { path: socket.to_path_buf(), source })?;
     handshake::let_go(&channel)?;
     loop {
@@ -282,6 +298,14 @@ pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
                 return Err(StartError::Step { index, step: text, source: io::Error::from_raw_os_error(errno) });
             }
             Message::Born { .. } => return Err(StartError::Report),
+            Message::Listens(listener) => {
+                let agent = agent.as_ref().ok_or(StartError::Report)?;
+                if let Err(error) = agent.hand_over(&listener, pid, oci::ContainerState::Created) {
+                    // Its program may run already, and would wait for answers for ever. The first error is the one to tell.
+                    let _ = rustix::process::pidfd_send_signal(target, rustix::process::Signal::KILL);
+                    return Err(error);
+                }
+            }
             // If this fails the channel closes, and the child gives up.
             Message::Reached(_) => {
                 start_hooks(Waiting { pid, pidfd: target, spec, cgroup }, hooks)?;

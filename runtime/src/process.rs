@@ -3,7 +3,8 @@
 //! Owns the order of limits, user, capabilities and seccomp, the same for a container's first process and for exec.
 //! Must not touch mounts or namespaces.
 
-use crate::capabilities;
+use crate::attributes::attributes;
+use crate::capabilities::{self, Sets};
 use crate::compile::PlanError;
 use crate::oci;
 use crate::plan::{Stdio, above_standard};
@@ -47,7 +48,7 @@ pub(crate) struct Ending {
 /// Steps from a closed-off process to its program. Everything before runs with the caller's rights.
 pub(crate) fn finish(
     process: &oci::Process,
-    seccomp: Option<&oci::LinuxSeccomp>,
+    linux: Option<&oci::Linux>,
     ending: Ending,
     steps: &mut Vec<Step>,
 ) -> Result<(), PlanError> {
@@ -58,9 +59,11 @@ pub(crate) fn finish(
     keep.sort_unstable();
     steps.push(Step::CloseDescriptors { first: 3 + preserve as i32, keep });
     limits(process, steps);
+    attributes(process, linux, steps)?;
     let cwd = process.cwd();
     steps.push(Step::WorkingFolder { path: c_string("process.cwd", cwd.as_os_str().as_encoded_bytes())? });
 
+    let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = seccomp.map(seccomp::compile).transpose()?.map(|filter| Step::Seccomp { filter });
     let no_new_privileges = process.no_new_privileges() == Some(true);
     let command = Arc::new(command(process)?);
@@ -124,41 +127,9 @@ fn resource(kind: oci::PosixRlimitType) -> u32 {
 }
 
 fn credentials(process: &oci::Process, steps: &mut Vec<Step>) -> Result<(), PlanError> {
-    let none = oci::LinuxCapabilities::default();
-    let asked = process.capabilities().as_ref();
-    let available = capabilities::available()?;
-    let bits = |name: &str, set: Option<&oci::Capabilities>| {
-        let wanted = capabilities::bits(set).map_err(|capability| {
-            PlanError::invalid(format!("process.capabilities.{name}"), capability, "is not known")
-        })?;
-        // A privileged container asks for everything; what this process does not have nobody can hand on.
-        if wanted & !available != 0 {
-            log::warn!("capabilities {:#x} of {name} are not available here and are left out", wanted & !available);
-        }
-        Ok::<u64, PlanError>(wanted & available)
-    };
-    // A process section without capabilities gets none at all.
-    let mut sets = [0_u64; 5];
-    if let Some(asked) = asked.filter(|asked| **asked != none) {
-        sets = [
-            bits("bounding", asked.bounding().as_ref())?,
-            bits("effective", asked.effective().as_ref())?,
-            bits("permitted", asked.permitted().as_ref())?,
-            bits("inheritable", asked.inheritable().as_ref())?,
-            bits("ambient", asked.ambient().as_ref())?,
-        ];
-    }
-    let [keep, effective, permitted, inheritable, ambient] = sets;
-    if effective & !permitted != 0 {
-        let value = format!("{:#x}", effective & !permitted);
-        return Err(PlanError::invalid("process.capabilities.effective", value, "must be within permitted"));
-    }
-    if ambient & !(permitted & inheritable) != 0 {
-        let value = format!("{:#x}", ambient & !(permitted & inheritable));
-        let reason = "must be within permitted and inheritable";
-        return Err(PlanError::invalid("process.capabilities.ambient", value, reason));
-    }
-    steps.push(Step::BoundingSet { keep });
+    let Sets { bounding, effective, permitted, inheritable, ambient } =
+        capabilities::sets(process.capabilities().as_ref(), capabilities::available()?);
+    steps.push(Step::BoundingSet { keep: bounding });
     let user = process.user();
     let groups = user.additional_gids().clone().unwrap_or_default();
     steps.push(Step::User { user: user.uid(), group: user.gid(), groups });

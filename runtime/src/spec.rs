@@ -13,7 +13,7 @@ use std::collections::HashSet;
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Hidden from containers: they tell of the host or reach its hardware.
-const MASKED: [&str; 11] = [
+pub(crate) const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -28,7 +28,7 @@ const MASKED: [&str; 11] = [
 ];
 
 /// Readable, but writing there would change the host.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(crate) const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Makes the default specification: the mounts, devices and masks of the OCI runtime specification, new mount, pid, uts,
 /// ipc, network and cgroup namespaces, a small capability set, `no_new_privileges`, the default seccomp profile, and `sh`

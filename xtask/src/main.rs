@@ -52,11 +52,13 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
-    /// Runs the peers of the start benchmark, as the benchmark asks on standard input.
+    /// Starts containers for the start benchmark, as the benchmark asks on standard input.
     #[command(hide = true)]
-    BenchPeers {
-        /// A folder with a bundle.
-        bundle: PathBuf,
+    BenchHelper {
+        /// Which containers.
+        kind: bench::start::Kind,
+        /// The benchmark's folder.
+        folder: PathBuf,
         /// Below this cgroup.
         cgroup: String,
     },
@@ -82,7 +84,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { only } => test::run(only.as_deref()),
         Task::Tidy => tidy::run(),
         Task::Bench { name, json } => bench::run(name, json),
-        Task::BenchPeers { bundle, cgroup } => bench::peers::serve(&bundle, &cgroup),
+        Task::BenchHelper { kind, folder, cgroup } => bench::start::serve(kind, &folder, &cgroup),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     }
 }

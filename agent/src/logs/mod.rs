@@ -35,6 +35,7 @@ mod read;
 mod task;
 
 pub use copy::{LogError, Pipes, Scratch, Writers};
+pub(crate) use format::timestamp;
 pub use read::{Options, ReadError, Reader, read};
 pub use task::Log;
 

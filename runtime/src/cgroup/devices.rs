@@ -15,14 +15,14 @@ const ALL: u8 = MAKE | READ | WRITE;
 
 /// Kinds of devices, with the numbers of the BPF context (`BPF_DEVCG_DEV_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Block = 1,
     Character = 2,
 }
 
 /// One rule. `None` is any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
+pub(crate) struct Rule {
     allow: bool,
     kind: Option<Kind>,
     major: Option<u32>,
@@ -73,7 +73,7 @@ const DENY_ALL: Rule = Rule { allow: false, kind: None, major: None, minor: None
 ///
 /// # Errors
 /// [`CgroupError::Refused`] for a kind, number or right that is none.
-pub(super) fn rules(devices: &[oci::LinuxDeviceCgroup]) -> Result<Vec<Rule>, CgroupError> {
+pub(crate) fn rules(devices: &[oci::LinuxDeviceCgroup]) -> Result<Vec<Rule>, CgroupError> {
     let mut rules = vec![DENY_ALL];
     for (index, device) in devices.iter().enumerate() {
         add(&mut rules, index, device)?;
@@ -184,7 +184,7 @@ pub(crate) struct Instruction {
 /// is allowed if each right that it needs is.
 ///
 /// Registers: 2 the kind, 3 the rights that are still open, 4 the major and 5 the minor number, 6 for work.
-pub(super) fn program(rules: &[Rule]) -> Option<Vec<Instruction>> {
+pub(crate) fn program(rules: &[Rule]) -> Option<Vec<Instruction>> {
     if rules.last().is_some_and(|rule| rule.allow && rule.is_total()) {
         return None;
     }

@@ -9,7 +9,7 @@
 //!                     folders and controllers; can be done ahead
 //! ```
 
-mod devices;
+pub(crate) mod devices;
 mod error;
 mod freezer;
 mod hierarchy;
@@ -189,7 +189,11 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    fn place(host: &HostCgroups, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
+    /// Names the folders that a cgroup has or would have. Nothing is looked at or made.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] if the caller's own cgroup, to which the path is relative, cannot be read.
+    pub fn place(host: &HostCgroups, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         let folder =
             |hierarchy: &Arc<Hierarchy>| Ok(Folder { hierarchy: hierarchy.clone(), path: path.folder(hierarchy)? });
         Ok(Cgroup { folders: host.used().map(folder).collect::<Result<_, CgroupError>>()? })

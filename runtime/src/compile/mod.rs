@@ -17,6 +17,7 @@ use crate::hooks::{CreateHooks, HookState};
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Stdio, above_standard};
 use crate::process::{self, Ending};
+use crate::seccomp::Agent;
 use crate::step::Step;
 use crate::sys::CloneRequest;
 use oci::LinuxNamespaceType as Kind;
@@ -139,7 +140,7 @@ impl Plan {
         let Some(process) = spec.process() else {
             return Err(PlanError::invalid("process", "nothing", "must be given"));
         };
-        unsupported(spec, process)?;
+        unsupported(spec)?;
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
@@ -184,11 +185,11 @@ impl Plan {
         if compiler.lists(Kind::Mount) {
             compiler.root_propagation()?;
         }
-        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        process::finish(process, seccomp, ending, &mut compiler.steps)?;
+        let agent = Agent::of(spec, extras.hooks)?;
+        process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks })
+        Ok(Plan { steps, clone, held, channel, hooks, agent })
     }
 }
 
@@ -335,19 +336,11 @@ impl Compiler<'_> {
 }
 
 /// Refuses what would silently make a container less confined, or other, than its specification says.
-fn unsupported(spec: &oci::Spec, process: &oci::Process) -> Result<(), PlanError> {
+fn unsupported(spec: &oci::Spec) -> Result<(), PlanError> {
     let default = oci::Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default);
-    let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
     let asked = [
-        ("process.apparmorProfile", text(process.apparmor_profile())),
-        ("process.selinuxLabel", text(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("linux.personality", linux.personality().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
     ];
     match asked.iter().find(|(_, asked)| *asked) {

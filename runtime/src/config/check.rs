@@ -317,9 +317,6 @@ fn seccomp(seccomp: &oci::LinuxSeccomp) -> Checked {
             rule(argument.index() < 6, at, argument.index(), "must be between 0 and 5", section)?;
         }
         notifies |= action == Action::ScmpActNotify;
-        // The descriptor of the listener is handed over by system calls of the filtered process itself.
-        let stuck = action == Action::ScmpActNotify && names.iter().any(|name| name == "write");
-        rule(!stuck, format!("{at}.action"), action, "must not be asked for write", section)?;
     }
     let at = "linux.seccomp.defaultAction";
     let action = seccomp.default_action();

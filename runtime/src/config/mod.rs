@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub(crate) use check::{check, process};
+pub(crate) use check::{NODES_MAXIMUM, PROCESSORS_MAXIMUM, check, process};
 pub(crate) use lists::numbers;
 
 /// The longest configuration that is read: the kernel takes at most 6 MiB of arguments and environment (execve(2)), and

@@ -123,7 +123,7 @@ fn a_broken_rule_is_told_with_place_value_and_section() {
         ("/linux/resources/unified", json!({"a/b": "1"}), "linux.resources.unified.a/b: \"1\" must have the name"),
         ("/linux/seccomp/syscalls/0/names", json!([]), "linux.seccomp.syscalls[0].names: \"nothing\" must name"),
         ("/linux/seccomp/syscalls/0/errnoRet", json!(1), "linux.seccomp.syscalls[0].errnoRet: \"1\" does not fit"),
-        ("/linux/seccomp/syscalls/0/action", json!("SCMP_ACT_NOTIFY"), "linux.seccomp.syscalls[0].action"),
+        ("/linux/seccomp/syscalls/0/action", json!("SCMP_ACT_NOTIFY"), "linux.seccomp.listenerPath: \"\" must be"),
         ("/linux/seccomp/defaultAction", json!("X"), "linux.seccomp.defaultAction: unknown variant `X`"),
         ("/linux/seccomp/listenerMetadata", json!("x"), "linux.seccomp.listenerMetadata: \"x\" must not be set"),
         ("/mounts/0/destination", json!(""), "mounts[0].destination: \"\" must be a path"),

@@ -5,9 +5,12 @@
 
 mod architectures;
 mod assembler;
+mod listener;
 mod rules;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use listener::Agent;
 
 use crate::oci::{self, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag};
 use crate::sys::Instruction;
@@ -33,6 +36,9 @@ pub enum SeccompError {
     /// The flag is for notifications, and no rule asks for any.
     #[error("linux.seccomp.flags: {0} needs a rule with SCMP_ACT_NOTIFY")]
     Flag(LinuxSeccompFilterFlag),
+    /// The process hands its listener over by sendmsg(2), under the filter already.
+    #[error("linux.seccomp.syscalls: sendmsg must be allowed if a rule has SCMP_ACT_NOTIFY")]
+    Handover,
     /// The kernel takes no program of this length.
     #[error(
         "linux.seccomp.syscalls: the filter has {0} instructions, more than the {LENGTH_MAXIMUM} that the kernel takes"
@@ -50,6 +56,13 @@ pub(crate) struct Filter {
     pub(crate) program: Vec<Instruction>,
     /// `SECCOMP_FILTER_FLAG_*` to install it with.
     pub(crate) flags: u64,
+}
+
+impl Filter {
+    /// Whether its installation gives a listener.
+    pub(crate) fn notifies(&self) -> bool {
+        self.flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+    }
 }
 
 impl fmt::Display for Filter {
@@ -112,12 +125,21 @@ pub(crate) fn compile(seccomp: &LinuxSeccomp) -> Result<Arc<Filter>, SeccompErro
     Ok(filter)
 }
 
+/// Tells whether a rule asks an agent.
+fn notifies(seccomp: &LinuxSeccomp) -> bool {
+    seccomp.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
+}
+
 fn compile_now(seccomp: &LinuxSeccomp) -> Result<Filter, SeccompError> {
-    let program = assembler::assemble(&rules::meanings(seccomp)?);
+    let meanings = rules::meanings(seccomp)?;
+    let notifies = notifies(seccomp);
+    if notifies && !rules::passes(&meanings, libc::SYS_sendmsg) {
+        return Err(SeccompError::Handover);
+    }
+    let program = assembler::assemble(&meanings);
     if program.len() > LENGTH_MAXIMUM {
         return Err(SeccompError::Length(program.len()));
     }
-    let notifies = seccomp.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
     let mut flags = if notifies { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { 0 };
     for flag in seccomp.flags().iter().flatten() {
         flags |= match flag {

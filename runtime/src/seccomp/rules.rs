@@ -79,6 +79,14 @@ pub(super) fn meanings(seccomp: &LinuxSeccomp) -> Result<Vec<Meaning>, SeccompEr
     Ok(meanings)
 }
 
+/// Tells whether a call of the machine's own architecture passes whatever its arguments are.
+pub(super) fn passes(meanings: &[Meaning], number: i64) -> bool {
+    let ranges = meanings.first().map_or(&[][..], |native| &native.ranges);
+    let range = ranges.iter().rev().find(|(first, _)| i64::from(*first) <= number);
+    let free = [libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_LOG];
+    range.is_some_and(|(_, behaviour)| behaviour.rules.is_empty() && free.contains(&behaviour.otherwise))
+}
+
 /// The one audit architecture with two numberings.
 const X86_64: u32 = 0xc000_003e;
 

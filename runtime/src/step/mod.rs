@@ -3,6 +3,7 @@
 //! Owns what each step does with system calls and how it prints. Must not allocate, lock or log while running, and must
 //! not read the specification: whoever compiles a plan has computed every path, number and string.
 
+mod attributes;
 mod copy_up;
 mod device;
 mod filesystem;
@@ -10,6 +11,7 @@ mod hide;
 mod mount;
 mod target;
 
+pub(crate) use attributes::AttributeStep;
 pub(crate) use device::Device;
 pub(crate) use filesystem::FilesystemStep;
 pub(crate) use hide::Covers;
@@ -72,6 +74,7 @@ pub(crate) enum Step {
         value: String,
     },
     Filesystem(FilesystemStep),
+    Attribute(AttributeStep),
     HostName {
         name: String,
     },
@@ -163,6 +166,7 @@ impl Step {
             Step::TakeTerminal => sys::take_terminal(0),
             Step::OutOfMemoryScore { value } => write_host_file(c"/proc/self/oom_score_adj", value.as_bytes()),
             Step::Filesystem(step) => step.run(),
+            Step::Attribute(step) => step.run(),
             Step::HostName { name } => sys::set_host_name(name.as_bytes()),
             Step::DomainName { name } => sys::set_domain_name(name.as_bytes()),
             Step::StandardStream { from, onto } => sys::duplicate_onto(*from, *onto, false),
@@ -329,6 +333,7 @@ impl fmt::Display for Step {
             Step::TakeTerminal => write!(out, "take the terminal"),
             Step::OutOfMemoryScore { value } => write!(out, "set oom_score_adj {value}"),
             Step::Filesystem(step) => write!(out, "{step}"),
+            Step::Attribute(step) => write!(out, "{step}"),
             Step::HostName { name } => write!(out, "set host name {name}"),
             Step::DomainName { name } => write!(out, "set domain name {name}"),
             Step::StandardStream { onto, .. } => {

@@ -95,6 +95,13 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// pidfd_send_signal(2)
+pub(crate) fn send_signal(process: i32, number: i32) -> Result<()> {
+    let info = std::ptr::null::<u8>();
+    // SAFETY: the kernel fills in the signal's information by itself when none is given; the rest are numbers.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, number, info, 0) }).map(drop)
+}
+
 /// openat2(2) with the given resolve flags.
 pub(crate) fn open_resolved(folder: i32, path: &CStr, flags: i32, resolve: u64) -> Result<i32> {
     let how: [u64; 3] = [(flags | libc::O_CLOEXEC) as u64, 0, resolve];
@@ -502,7 +509,57 @@ pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> Result<i32>
     Ok(check(value)? as i32)
 }
 
+/// `struct sched_attr` of sched_setattr(2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SchedulerAttributes {
+    /// Filled in by [`set_scheduler`].
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// sched_setattr(2) of the calling thread.
+pub(crate) fn set_scheduler(attributes: &SchedulerAttributes) -> Result<()> {
+    let attributes = SchedulerAttributes { size: size_of::<SchedulerAttributes>() as u32, ..*attributes };
+    // SAFETY: `attributes` has the layout of struct sched_attr's first version and tells its size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+}
+
+/// sched_setaffinity(2) of the calling thread; 64 CPUs a word.
+pub(crate) fn set_affinity(mask: &[u64]) -> Result<()> {
+    // SAFETY: the pointer and the length describe a live slice.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(mask), mask.as_ptr()) }).map(drop)
+}
+
+/// ioprio_set(2) of the caller's process group.
+pub(crate) fn set_io_priority(priority: i32) -> Result<()> {
+    const IOPRIO_WHO_PGRP: i32 = 2;
+    // SAFETY: plain integers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PGRP, 0, priority) }).map(drop)
+}
+
+/// personality(2).
+pub(crate) fn set_personality(domain: u64) -> Result<()> {
+    // SAFETY: plain integer.
+    check(unsafe { libc::syscall(libc::SYS_personality, domain) }).map(drop)
+}
+
+/// set_mempolicy(2); 64 nodes a word.
+pub(crate) fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
+    // The kernel reads one bit less than it is told.
+    let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    // SAFETY: the mask has at least `bits - 1` bits; with none it is not read.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+}
+
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.
+#[derive(Debug)]
 pub(crate) struct StringList {
     _strings: Vec<std::ffi::CString>,
     pointers: Vec<*const c_char>,

@@ -4,7 +4,7 @@ use super::support::{Ground, cannot_run, change_process, shell, with_arguments};
 use crate::{ExecRequest, Exit, Limits, Reaper, StartError, Started, Stdio, Terminal, capabilities, exec, oci, wait};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 
 pub(super) fn enter(
@@ -46,11 +46,69 @@ fn a_second_process_enters_all_of_the_container() {
     assert_eq!(exit, Exit::Code(3));
     assert_eq!(lines[..1], ["kiln"], "{output}");
     assert_eq!(lines[2], "busybox");
-    let held = capabilities::bits(Some(&capabilities::DEFAULT.into_iter().collect())).unwrap();
+    let held = capabilities::bits(Some(&capabilities::DEFAULT.into_iter().collect()));
     let effective = format!("CapEff:\t{held:016x}");
     assert_eq!(lines[3..7], ["CapInh:\t0000000000000000", &effective, "NoNewPrivs:\t1", "Seccomp:\t2"], "{output}");
     assert_eq!(lines[7..11], ["0", "1", "2", "3"], "{output}");
     assert_eq!(lines[11], lines[12], "{output}");
+}
+
+#[test]
+fn an_exec_runs_on_its_cpus() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let on = |affinity: serde_json::Value| {
+        let process = change_process(shell("busybox grep Cpus_allowed_list /proc/self/status"), |process| {
+            process.set_exec_cpu_affinity(Some(serde_json::from_value(affinity).unwrap()));
+        });
+        enter(&ground, &target, &spec, process.process().as_ref().unwrap()).map(|(_, output)| output)
+    };
+    assert_eq!(on(serde_json::json!({"final": "0"})).unwrap(), "Cpus_allowed_list:\t0\n");
+    assert_eq!(on(serde_json::json!({"initial": "0"})).unwrap(), "Cpus_allowed_list:\t0\n");
+    let error = on(serde_json::json!({"final": "8191"})).unwrap_err().to_string();
+    assert!(error.contains("run on CPUs"), "{error}");
+}
+
+/// Also CVE-2022-27650 (crun) and CVE-2025-27612 (libcontainer): what is inheritable on exec would become permitted in any
+/// program whose file says so.
+#[test]
+fn cve_2022_29162_an_exec_inherits_no_capabilities() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let line = "busybox grep -E '^Cap(Inh|Amb)' /proc/self/status";
+    let process = change_process(shell(line), |process| {
+        process.set_capabilities(Some(oci::LinuxCapabilities::default()));
+    });
+    let (_, output) = enter(&ground, &target, &spec, process.process().as_ref().unwrap()).unwrap();
+    assert_eq!(output, "CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n");
+}
+
+/// A folder reached through a descriptor of the host's.
+#[test]
+fn cve_2024_21626_no_descriptor_leads_out_of_the_container() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let leak = File::open("/").unwrap();
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    for folder in [format!("/proc/self/fd/{}", leak.as_raw_fd()), "/proc/self/fd/3".into(), "/proc/1/cwd/..".into()] {
+        let process = change_process(shell("busybox ls /proc/self/fd; busybox ls bin"), |process| {
+            process.set_cwd(folder.clone().into());
+        });
+        match enter(&ground, &target, &spec, process.process().as_ref().unwrap()) {
+            Err(StartError::Step { step, .. }) => assert!(step.contains("enter working folder"), "{step}"),
+            Ok((_, output)) => assert!(output.starts_with("0\n1\n2\n3\nbusybox\n"), "{folder}: {output}"),
+            Err(other) => panic!("{folder}: {other}"),
+        }
+    }
 }
 
 #[test]
@@ -104,20 +162,33 @@ fn a_terminal_is_one_of_the_container_s() {
     assert_eq!(wait(&started).unwrap(), Exit::Code(0));
 }
 
-/// Starts the test program once more, which starts a container as its parent's child and is gone.
+/// Runs the calling test, named in full, once more in a process of its own, and returns what that printed. `None` in that
+/// process: it is to do its part.
+fn in_a_process_of_its_own(test: &str) -> Option<String> {
+    const MARK: &str = "SKEG_TEST_IN_A_PROCESS_OF_ITS_OWN";
+    if std::env::var_os(MARK).is_some() {
+        return None;
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new(program).args(["--exact", test, "--nocapture"]).env(MARK, "1").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
 #[test]
 fn a_process_can_become_the_child_of_the_caller_s_parent() {
     if cannot_run() {
         return;
     }
-    let program = std::env::current_exe().unwrap();
-    let output = Command::new(program)
-        .args(["--exact", "tests::entering::helper_starts_a_sibling", "--nocapture", "--ignored"])
-        .env("SKEG_TEST_HELPER", "sibling")
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    // The helper's own name, which ends in "sibling" as well, is printed before or after, by the number of processors.
+    let name = "tests::entering::a_process_can_become_the_child_of_the_caller_s_parent";
+    let Some(text) = in_a_process_of_its_own(name) else {
+        let mut ground = Ground::new();
+        ground.reaper = Reaper::CallersParent;
+        let (started, mut output) = ground.start(&shell("exit 9")).unwrap();
+        output.read_to_end(&mut Vec::new()).unwrap();
+        println!("sibling is {} ", started.pid);
+        return;
+    };
     let pid = text.split_once("sibling is ").unwrap().1.split_whitespace().next().unwrap();
     let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
     let (_, status) = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap();
@@ -125,40 +196,16 @@ fn a_process_can_become_the_child_of_the_caller_s_parent() {
 }
 
 #[test]
-#[ignore = "a part of another test, which starts it in a process of its own"]
-fn helper_starts_a_sibling() {
-    if std::env::var_os("SKEG_TEST_HELPER").is_none() {
-        return;
-    }
-    let mut ground = Ground::new();
-    ground.reaper = Reaper::CallersParent;
-    let (started, mut output) = ground.start(&shell("exit 9")).unwrap();
-    output.read_to_end(&mut Vec::new()).unwrap();
-    println!("sibling is {} ", started.pid);
-}
-
-#[test]
 fn a_protected_program_runs_from_a_read_only_mount() {
     if cannot_run() {
         return;
     }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "tests::entering::helper_protects_itself", "--nocapture", "--ignored"])
-        .env("SKEG_TEST_HELPER", "protect")
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("protected true"), "{text}");
-}
-
-#[test]
-#[ignore = "a part of another test, which starts it in a process of its own"]
-fn helper_protects_itself() {
-    if std::env::var_os("SKEG_TEST_HELPER").is_none() {
+    let Some(text) = in_a_process_of_its_own("tests::entering::a_protected_program_runs_from_a_read_only_mount") else {
+        crate::protect_executable().unwrap();
+        let file = File::open("/proc/self/exe").unwrap();
+        let flags = rustix::fs::fstatvfs(file).unwrap().f_flag;
+        println!("protected {} ", flags.contains(rustix::fs::StatVfsMountFlags::RDONLY));
         return;
-    }
-    crate::protect_executable().unwrap();
-    let file = File::open("/proc/self/exe").unwrap();
-    let flags = rustix::fs::fstatvfs(file).unwrap().f_flag;
-    println!("protected {} ", flags.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    };
+    assert!(text.contains("protected true"), "{text}");
 }

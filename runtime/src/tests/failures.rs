@@ -174,9 +174,9 @@ fn a_failure_at_any_step_of_an_entrance_leaves_nothing_behind() {
 #[test]
 fn what_would_be_ignored_is_refused() {
     let ground = Ground::new();
-    let spec = change_process(shell("true"), |process| {
-        process.set_apparmor_profile(Some("strict".into()));
+    let spec = super::support::change_linux(shell("true"), |linux| {
+        linux.set_intel_rdt(Some(crate::oci::LinuxIntelRdt::default()));
     });
     let error = ground.plan(&spec).unwrap_err().to_string();
-    assert_eq!(error, "process.apparmorProfile: \"a value\" is not supported; leave it out");
+    assert_eq!(error, "linux.intelRdt: \"a value\" is not supported; leave it out");
 }

@@ -2,6 +2,7 @@
 //!
 //! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
 
+mod attributes;
 mod bounds;
 mod containers;
 mod entering;
@@ -11,4 +12,5 @@ mod life;
 mod mounts;
 mod namespaces;
 mod rights;
+mod seccomp_agent;
 pub(crate) mod support;

@@ -2,10 +2,9 @@
 //! are any, beside peers in the same run. A goal that is missed is shown; only what cannot be measured is a failure.
 
 mod memory;
-pub(crate) mod peers;
 mod report;
 mod size;
-mod start;
+pub(crate) mod start;
 
 use std::process::ExitCode;
 
