@@ -3,10 +3,10 @@
 # only, and hands over to busybox' init, which reaps.
 if [ "$1" != moved ]; then
     # Nobody can pivot away from an initramfs; from a mount of it one can.
-    mkdir /root
-    mount -o bind / /root
-    cd /root
-    mount -o move /root /
+    mkdir /moved
+    mount -o bind / /moved
+    cd /moved
+    mount -o move /moved /
     exec chroot . /init moved
 fi
 for module in /lib/modules/*; do
