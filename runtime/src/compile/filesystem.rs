@@ -9,7 +9,7 @@ use crate::oci::LinuxNamespaceType as Kind;
 use crate::plan::StartError;
 use crate::process::c_string;
 use crate::step::{Covers, FilesystemStep, Step, Target};
-use crate::sys::MountAttributes;
+use crate::sys::{self, MountAttributes};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -91,46 +91,93 @@ impl Compiler<'_> {
     }
 
     pub(super) fn root(&mut self, root: &Root) -> Result<(), PlanError> {
-        let path_string = |at: &str, path: &Path| {
-            if !path.is_absolute() {
-                return Err(PlanError::invalid(at, path.display().to_string(), "must be an absolute path"));
-            }
-            c_string(at, path.as_os_str().as_encoded_bytes())
-        };
         let place = match root {
-            Root::Folder(path) => {
-                let path = path_string("root", path)?;
-                self.step(FilesystemStep::BindRoot { path: path.clone() });
-                path
+            Root::Folder(path) => self.bind_root(absolute("root", path)?),
+            // The entrance has mounted it, with the rights that ids of another mapping take.
+            Root::Overlay { upper, .. } if self.user_namespace.is_some() => {
+                self.bind_root(absolute("root.upper", upper)?)
             }
             Root::Overlay { lower, upper, work } => {
-                if lower.is_empty() || lower.len() > LAYERS_MAXIMUM {
-                    let value = format!("{} layers", lower.len());
-                    return Err(PlanError::invalid("root.lower", value, "must be between 1 and 500"));
-                }
-                let mut data = String::from("lowerdir=");
+                let mut layers = Vec::new();
                 for (index, path) in lower.iter().enumerate() {
-                    let slot = self.open_layer(path_string(&format!("root.lower[{index}]"), path)?);
-                    data.push_str(&format!("{}{slot}", if index == 0 { "" } else { ":" }));
+                    layers.push(self.open_layer(absolute(&format!("root.lower[{index}]"), path)?));
                 }
-                let place = path_string("root.upper", upper)?;
-                let upper = self.open_layer(place.clone());
-                let work = self.open_layer(path_string("root.work", work)?);
-                data.push_str(&format!(",upperdir={upper},workdir={work}"));
-                if data.len() > MOUNT_DATA_MAXIMUM {
-                    let value = format!("{} layers", lower.len());
-                    return Err(PlanError::invalid("root.lower", value, "are more than mount(2) takes"));
-                }
-                let data = c_string("root", data)?;
-                // The overlay covers its own upper folder, in the child's mount namespace only: a place that is always
-                // there and that nobody else sees change.
-                let target = c_string("root.upper", upper.to_string())?;
-                self.step(FilesystemStep::MountOverlay { data, target, layers: lower.len(), upper: place.clone() });
+                let place = absolute("root.upper", upper)?;
+                let upper = self.open_layer(place.clone()).to_string();
+                let work = self.open_layer(absolute("root.work", work)?).to_string();
+                self.mount_overlay(&layers, &upper, &work, place.clone())?;
                 place
             }
         };
         self.root = self.slots.take();
         self.step(FilesystemStep::OpenRoot { path: place, slot: self.root });
+        Ok(())
+    }
+
+    /// Mounts the overlay for a container with a user namespace: a step of the entrance, before it gives its rights away.
+    /// The layers show the namespace's ids; nothing on the disk is changed. What the container writes belongs to the
+    /// host's ids that its own stand for, and so must `upper`.
+    pub(super) fn overlay_with_ids(&mut self, root: &Root, user_namespace: i32) -> Result<(), PlanError> {
+        let Root::Overlay { lower, upper, work } = root else { return Ok(()) };
+        self.steps.push(Step::Unshare { kinds: libc::CLONE_NEWNS, name: "mount" });
+        self.propagation()?;
+        let ids = MountAttributes {
+            set: libc::MOUNT_ATTR_IDMAP,
+            user_namespace: user_namespace as u64,
+            ..MountAttributes::default()
+        };
+        let mut layers = Vec::new();
+        for (index, path) in lower.iter().enumerate() {
+            layers.push(self.attach_layer(&format!("root.lower[{index}]"), path, ids)?);
+        }
+        // Both must be on one mount.
+        let (Some(parent), Some(upper_name), Some(work_name)) = (upper.parent(), upper.file_name(), work.file_name())
+        else {
+            return Err(PlanError::invalid("root.upper", upper.display().to_string(), "must be a folder in a folder"));
+        };
+        if work.parent() != Some(parent) {
+            let reason = "must be in the same folder as the upper one";
+            return Err(PlanError::invalid("root.work", work.display().to_string(), reason));
+        }
+        let parent = self.attach_layer("root.upper", parent, MountAttributes::default())?;
+        let name = |name: &std::ffi::OsStr| format!("{parent}/{}", name.display());
+        self.mount_overlay(&layers, &name(upper_name), &name(work_name), absolute("root.upper", upper)?)
+    }
+
+    fn bind_root(&mut self, path: CString) -> CString {
+        self.step(FilesystemStep::BindRoot { path: path.clone() });
+        path
+    }
+
+    /// Clones the mount of a layer, which the child then attaches over the layer: overlayfs wants it attached.
+    fn attach_layer(&mut self, at: &str, path: &Path, attributes: MountAttributes) -> Result<i32, PlanError> {
+        let text = absolute(at, path)?;
+        let failed = |errno: sys::Errno| PlanError::Path { at: at.into(), path: path.into(), source: errno.into() };
+        let mount = sys::own(sys::open_tree(libc::AT_FDCWD, &text, libc::OPEN_TREE_CLONE).map_err(failed)?);
+        if attributes != MountAttributes::default() {
+            sys::set_mount_attributes(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH, &attributes).map_err(failed)?;
+        }
+        let mount = self.hold(mount)?;
+        self.step(FilesystemStep::AttachLayer { mount, path: text, attributes });
+        Ok(mount)
+    }
+
+    /// The last step to an overlay: the layers are named by the numbers of their descriptors.
+    fn mount_overlay(&mut self, layers: &[i32], upper: &str, work: &str, place: CString) -> Result<(), PlanError> {
+        let count = || format!("{} layers", layers.len());
+        if layers.is_empty() || layers.len() > LAYERS_MAXIMUM {
+            return Err(PlanError::invalid("root.lower", count(), "must be between 1 and 500"));
+        }
+        let layers: Vec<_> = layers.iter().map(ToString::to_string).collect();
+        let data = format!("lowerdir={},upperdir={upper},workdir={work}", layers.join(":"));
+        if data.len() > MOUNT_DATA_MAXIMUM {
+            return Err(PlanError::invalid("root.lower", count(), "are more than mount(2) takes"));
+        }
+        let data = c_string("root", data)?;
+        // The overlay covers its own upper folder, in the child's mount namespace only: a place that is always there and
+        // that nobody else sees change.
+        let target = c_string("root.upper", upper)?;
+        self.step(FilesystemStep::MountOverlay { data, target, layers: layers.len(), upper: place });
         Ok(())
     }
 
@@ -229,6 +276,13 @@ impl Compiler<'_> {
         };
         Ok(identity(path)? != identity(Path::new("/proc/self/ns/net"))?)
     }
+}
+
+fn absolute(at: &str, path: &Path) -> Result<CString, PlanError> {
+    if !path.is_absolute() {
+        return Err(PlanError::invalid(at, path.display().to_string(), "must be an absolute path"));
+    }
+    c_string(at, path.as_os_str().as_encoded_bytes())
 }
 
 /// Gives a sysctl's name dots for separators. A name whose first separator is a slash has slashes, and its dots are

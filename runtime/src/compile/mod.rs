@@ -29,7 +29,8 @@ use std::path::PathBuf;
 /// What becomes the container's root.
 #[derive(Clone, Debug)]
 pub enum Root {
-    /// An overlay; writes go to `upper`.
+    /// An overlay; writes go to `upper`. In a user namespace the lower folders show its ids, whoever owns their files on
+    /// the disk (Linux 5.19, see mount_setattr(2)); `upper` must belong to its root, and lie beside `work`.
     Overlay {
         /// Read-only folders, the top one first; at most 500.
         lower: Vec<PathBuf>,
@@ -157,7 +158,7 @@ impl Plan {
         };
         compiler.score(process);
         compiler.steps.push(Step::Undumpable);
-        compiler.namespaces(cgroup, &namespaces::Given { network, user })?;
+        compiler.namespaces(cgroup, &namespaces::Given { network, user }, root)?;
         compiler.steps.push(Step::NewSession);
         process::streams(stdio, &mut compiler.steps, &mut compiler.held)?;
         let mut ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };

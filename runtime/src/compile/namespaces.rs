@@ -8,7 +8,7 @@
 //! an *entrance*: a process that joins what is given, with the caller's full rights and the user namespace last of all,
 //! and clones the child, as its sibling.
 
-use super::{Compiler, PlanError, enter_cgroup};
+use super::{Compiler, PlanError, Root, enter_cgroup};
 use crate::cgroup::Cgroup;
 use crate::oci;
 use crate::plan::{StartError, above_standard};
@@ -62,7 +62,12 @@ impl Compiler<'_> {
     }
 
     /// Adds the clone or clones, and everything up to a child that is in its namespaces and its cgroup.
-    pub(super) fn namespaces(&mut self, cgroup: Option<&Cgroup>, given: &Given<'_>) -> Result<(), PlanError> {
+    pub(super) fn namespaces(
+        &mut self,
+        cgroup: Option<&Cgroup>,
+        given: &Given<'_>,
+        root: &Root,
+    ) -> Result<(), PlanError> {
         let sorted = self.sort(given)?;
         let mut clone = CloneRequest { namespaces: sorted.made, sibling: self.clone.sibling, cgroup: None };
         let mut cgroup_steps = Vec::new();
@@ -74,6 +79,9 @@ impl Compiler<'_> {
             if sorted.made & libc::CLONE_NEWTIME as u64 != 0 {
                 clone.namespaces &= !(libc::CLONE_NEWTIME as u64);
                 self.time_namespace()?;
+            }
+            if let Some(user_namespace) = self.user_namespace {
+                self.overlay_with_ids(root, user_namespace)?;
             }
             self.steps.extend(joins);
             self.steps.push(Step::Clone { request: CloneRequest { sibling: true, ..clone } });

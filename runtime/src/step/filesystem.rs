@@ -23,6 +23,12 @@ pub(crate) enum FilesystemStep {
         path: CString,
         slot: i32,
     },
+    /// Attaches a layer's clone, which shows other ids, over the layer.
+    AttachLayer {
+        mount: i32,
+        path: CString,
+        attributes: MountAttributes,
+    },
     MountOverlay {
         data: CString,
         target: CString,
@@ -117,6 +123,12 @@ impl FilesystemStep {
         match self {
             FilesystemStep::Propagation { flags, .. } => sys::mount(None, c"/", None, *flags, None),
             FilesystemStep::OpenLayer { path, slot } => open_at_slot(path, *slot),
+            FilesystemStep::AttachLayer { mount, path, .. } => {
+                let place = sys::open(libc::AT_FDCWD, path, libc::O_PATH | libc::O_DIRECTORY)?;
+                sys::attach_mount(*mount, place)?;
+                sys::close(place);
+                Ok(())
+            }
             FilesystemStep::MountOverlay { data, target, .. } => mount_overlay(data, target),
             FilesystemStep::BindRoot { path } => bind_root(path),
             FilesystemStep::OpenRoot { path, slot } => open_at_slot(path, *slot),
@@ -194,6 +206,9 @@ impl fmt::Display for FilesystemStep {
         match self {
             FilesystemStep::Propagation { name, .. } => write!(out, "make all mounts {name}"),
             FilesystemStep::OpenLayer { path, .. } => write!(out, "open layer {}", text(path)),
+            FilesystemStep::AttachLayer { path, attributes, .. } => {
+                write!(out, "attach layer {}{attributes}", text(path))
+            }
             FilesystemStep::MountOverlay { layers, upper, .. } => {
                 write!(out, "mount overlay of {layers} lower layers, writing to {}", text(upper))
             }

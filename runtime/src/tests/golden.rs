@@ -71,5 +71,5 @@ fn a_user_and_a_time_namespace_are_entered_before_the_child_is_born() {
         offset.set_secs(Some(-3)).set_nanosecs(Some(500));
         linux.set_namespaces(Some(list)).set_time_offsets(Some([("boottime".to_string(), offset)].into()));
     });
-    check("user-v2", &spec, &overlay(), Reaper::CallersParent, VERSION_TWO);
+    check("user-v2", &spec, &Root::Folder("/root-folder".into()), Reaper::CallersParent, VERSION_TWO);
 }

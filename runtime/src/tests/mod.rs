@@ -2,6 +2,7 @@
 //!
 //! They need root, cgroups and `/bin/busybox` (Debian's busybox-static); without them each says `skipped: why`.
 
+mod attacks;
 mod attributes;
 mod bounds;
 mod containers;

@@ -325,3 +325,35 @@ fn a_mount_label_needs_a_kernel_that_knows_labels() {
     let told = Ground::new().plan(&spec).unwrap_err().to_string();
     assert!(told.starts_with("linux.mountLabel: \"system_u:") && told.contains("needs SELinux"), "{told}");
 }
+
+#[test]
+fn an_idmapped_bind_shows_the_ids_of_its_map() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::new();
+    fs::create_dir(ground.path("data")).unwrap();
+    fs::write(ground.path("data/file"), "").unwrap();
+    std::os::unix::fs::chown(ground.path("data/file"), Some(7), Some(8)).unwrap();
+    let source = ground.path("data");
+    let map = |from: u32, to: u32| {
+        Some(vec![oci::LinuxIdMappingBuilder::default().container_id(from).host_id(to).size(10_u32).build().unwrap()])
+    };
+    let line = "busybox stat -c %u:%g /data/file; busybox touch /data/made";
+    for option in ["idmap", "ridmap", "ro"] {
+        let mut mapped = mount("/data", "bind", source.to_str().unwrap(), &format!("rbind,{option}"));
+        mapped.set_uid_mappings(map(0, 1000)).set_gid_mappings(map(0, 2000));
+        assert!(output_with(&ground, vec![mapped], line).starts_with("1007:2008\n"), "{option}");
+    }
+    let bare = with_mounts(shell(line), vec![mount("/data", "bind", source.to_str().unwrap(), "bind,idmap")]);
+    let told = ground.plan(&bare).unwrap_err().to_string();
+    assert!(told.starts_with("mounts[7].options: \"idmap\" needs uidMappings"), "{told}");
+    // With a user namespace and no map of its own, the mount has the namespace's.
+    super::namespaces::open(&ground);
+    let mapped = mount("/data", "bind", source.to_str().unwrap(), "bind,idmap");
+    let spec = with_mounts(super::namespaces::in_user_namespace(line), vec![mapped]);
+    assert_eq!(ground.run_spec(&spec).unwrap().output, "7:8\n");
+    use std::os::unix::fs::MetadataExt;
+    let made = fs::metadata(ground.path("data/made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (0, 0), "the namespace's root is the owner's on the disk");
+}
