@@ -62,6 +62,14 @@ enum Task {
         /// Below this cgroup.
         cgroup: String,
     },
+    /// Pulls one image, as the pull benchmark asks.
+    #[command(hide = true)]
+    BenchPull {
+        /// A folder for the store.
+        store: PathBuf,
+        /// The image, with a tag, in a registry that speaks plain HTTP.
+        reference: String,
+    },
     /// Fuzzes a parser of outside bytes on the stable toolchain.
     Fuzz {
         /// The fuzz target.
@@ -84,6 +92,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { only } => test::run(only.as_deref()),
         Task::Tidy => tidy::run(),
         Task::Bench { name, json } => bench::run(name, json),
+        Task::BenchPull { store, reference } => bench::pull::ours(&store, &reference),
         Task::BenchHelper { kind, folder, cgroup } => bench::start::serve(kind, &folder, &cgroup),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     }

@@ -39,6 +39,22 @@ pub(crate) const PEERS: &[Need] = &[
     need("busybox-static", "/bin/busybox"),
     need("util-linux", "unshare"),
 ];
+/// For the tests of the OCI command line with an engine.
+pub(crate) const ENGINES: &[Need] =
+    &[need("busybox-static", "/bin/busybox"), need("podman", "podman"), need("util-linux", "unshare")];
+/// For the pull benchmark.
+pub(crate) const PULLERS: &[Need] = &[
+    need("containerd", "containerd"),
+    need("curl", "curl"),
+    need("docker-registry", "docker-registry"),
+    need("e2fsprogs", "mkfs.ext4"),
+    need("iproute2", "ip"),
+    need("podman", "podman"),
+    need("skopeo", "skopeo"),
+    need("time", "/usr/bin/time"),
+    need("util-linux", "unshare"),
+    need("zstd", "zstd"),
+];
 /// For the tests of a whole fleet, for those against a real registry, and for the QEMU boots.
 pub(crate) const BOARDS: &[Need] = &[
     need("busybox-static", "busybox"),

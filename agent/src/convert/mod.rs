@@ -4,7 +4,7 @@
 //! Every error names the field of the pod, as Kubernetes writes it, or of the image.
 
 mod env;
-mod users;
+pub(crate) mod users;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -73,6 +73,11 @@ fn users(passwd: &str) -> impl Iterator<Item = User<'_>> {
     })
 }
 
+/// The home of the first user of that number, where passwd names an absolute one.
+pub(crate) fn home(passwd: &str, uid: u32) -> Option<&str> {
+    users(passwd).find(|entry| entry.uid == uid).map(|entry| entry.home).filter(|home| home.starts_with('/'))
+}
+
 /// Lines of group(5): name, number, members.
 fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     group.lines().filter_map(|line| {

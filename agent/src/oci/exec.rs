@@ -13,6 +13,7 @@ use super::arguments::Exec;
 use super::console::Console;
 use super::container::Container;
 use super::foreground::{Signals, attend};
+use super::home;
 use super::start::{own_streams, pass_listening, write_pid_file};
 use super::state::Status;
 
@@ -44,10 +45,11 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         None => changed(&spec, options)?,
     };
     let preserve_fds = options.preserve_fds + pass_listening(Some(&mut process));
-    let console = Console::new(process.terminal() == Some(true), options.console_socket.as_deref(), options.detach)?;
-    if console.end()?.is_some() || preserve_fds > 0 {
-        bail!("terminals and descriptors passed on are not supported yet");
+    if let Some(init) = &container.record.init {
+        // As the container sees it now, with all that is mounted there.
+        home::add(&mut process, Path::new(&format!("/proc/{}/root", init.pid)), &[]);
     }
+    let console = Console::new(process.terminal() == Some(true), options.console_socket.as_deref(), options.detach)?;
     // Before the clone: no signal and no end of a child is lost.
     let signals = if options.detach { None } else { Some(Signals::catch()?) };
     let cgroup = cgroup(&container, &options.cgroup)?;
@@ -58,6 +60,9 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         cgroup: Some(&cgroup),
         stdio: own_streams()?,
         reaper: Reaper::Caller,
+        console: console.end()?,
+        preserve_fds,
+        keyring: container.record.keyring.clone(),
     })?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, started.pid)?;

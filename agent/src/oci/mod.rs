@@ -9,6 +9,7 @@ mod container;
 mod end;
 mod exec;
 mod foreground;
+mod home;
 mod log;
 mod notify;
 mod resources;

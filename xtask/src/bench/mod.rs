@@ -2,6 +2,7 @@
 //! are any, beside peers in the same run. A goal that is missed is shown; only what cannot be measured is a failure.
 
 mod memory;
+pub(crate) mod pull;
 mod report;
 mod size;
 pub(crate) mod start;
@@ -14,6 +15,14 @@ use clap::ValueEnum;
 use crate::ui::Ui;
 use report::Figure;
 
+/// Either figures, or another process has printed them.
+enum Done {
+    /// To be shown.
+    Figures(Vec<Figure>),
+    /// Shown already.
+    Elsewhere(ExitCode),
+}
+
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Name {
@@ -23,18 +32,22 @@ pub(crate) enum Name {
     Size,
     /// Memory of init and agent, idle and with 20 pods.
     Memory,
+    /// Pull and unpack of an image, beside podman, containerd and skopeo.
+    Pull,
 }
 
 /// Measures, and prints a table or one JSON object.
 pub(crate) fn run(name: Name, json: bool) -> Result<ExitCode> {
     let mut ui = if json { Ui::beside_json() } else { Ui::new() };
-    let figures: Vec<Figure> = match name {
-        Name::Start => match start::run(&mut ui, json)? {
-            start::Done::Figures(figures) => figures,
-            start::Done::Elsewhere(code) => return Ok(code),
-        },
-        Name::Size => size::run(&mut ui)?,
-        Name::Memory => memory::run(&mut ui)?,
+    let done = match name {
+        Name::Start => start::run(&mut ui, json)?,
+        Name::Pull => pull::run(&mut ui, json)?,
+        Name::Size => Done::Figures(size::run(&mut ui)?),
+        Name::Memory => Done::Figures(memory::run(&mut ui)?),
+    };
+    let figures = match done {
+        Done::Figures(figures) => figures,
+        Done::Elsewhere(code) => return Ok(code),
     };
     let text = if json { report::json(name, &figures)? } else { report::table(&figures) };
     drop(ui);

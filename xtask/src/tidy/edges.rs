@@ -13,8 +13,8 @@ const DRAWN: &[(&str, &[&str])] = &[
     ("skeg-controller", &["skeg-protocol", "skeg-images", "skeg-disk"]),
     ("skeg-qemu-tests", &["skeg-disk"]),
     ("demo-web", &[]),
-    // Not drawn as a part of the product: the benches measure the runtime.
-    ("xtask", &["skeg-runtime"]),
+    // Not drawn as a part of the product: the benches measure the runtime and the image store.
+    ("xtask", &["skeg-runtime", "skeg-images"]),
 ];
 
 /// Finds edges that are not drawn, in the output of `cargo metadata --no-deps`.

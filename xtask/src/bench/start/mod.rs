@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use skeg_runtime::{default_spec, oci};
 
+use super::Done;
 use super::report::Figure;
 use crate::ui::Ui;
 use crate::{build, interrupt, machine, needs};
@@ -53,14 +54,6 @@ const GOAL_CONTAINER_KIB: f64 = 64.0;
 const GOAL_LINEAR: f64 = 1.1;
 /// Set for the release build that measures.
 const RESIDENT: &str = "SKEG_BENCH_RESIDENT";
-
-/// Either figures, or another process has printed them.
-pub(super) enum Done {
-    /// To be shown.
-    Figures(Vec<Figure>),
-    /// Shown already.
-    Elsewhere(ExitCode),
-}
 
 /// The times of one kind of start, in microseconds.
 #[derive(Default)]
