@@ -1,12 +1,12 @@
 //! Images for containers: fetched from where the manifest says, by digest, and looked up without a network.
 
-use skeg_images::{Client, Digest, Endpoint, Platform, Reference, Sources, Store};
+use skeg_images::{Client, Digest, Endpoint, Platform, ReferenceError, Sources, Store};
 use skeg_protocol::Pod;
 use skeg_protocol::manifest::{Image, ImageSource};
 use tokio::task::spawn_blocking;
 
 use super::chain;
-use crate::config::Registry;
+use super::sources::Registries;
 
 /// Folder of the image store below `state_dir`.
 pub const STORE: &str = "store";
@@ -22,8 +22,8 @@ pub struct Images {
     pub store: Store,
     /// What this device can run.
     pub platform: Platform,
-    /// How registries that are not plain HTTPS are reached.
-    pub registries: Vec<Registry>,
+    /// How registries are reached.
+    pub registries: Registries,
     /// The controller's registry, where there is a controller.
     pub controller: Option<Endpoint>,
 }
@@ -39,9 +39,7 @@ impl Images {
         if let Some(found) = self.look_up(digest).await.map_err(|error| named(&error))? {
             return Ok(found);
         }
-        let (endpoint, repository) =
-            self.place(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
-        let sources = Sources::one(Client::new(endpoint), &repository);
+        let sources = self.sources(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
         let pulled = self.store.pull(&sources, &digest, &self.platform, &|_| {}).await;
         let pulled = pulled.map_err(|error| named(&error))?;
         if let Err(error) = self.store.name(&digest, &image.reference) {
@@ -64,19 +62,16 @@ impl Images {
         work.await.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))
     }
 
-    fn place(&self, image: &Image) -> Result<(Endpoint, String), String> {
+    fn sources(&self, image: &Image) -> Result<Sources, String> {
         match &image.source {
             ImageSource::Controller(repository) => {
                 let endpoint =
                     self.controller.clone().ok_or("it is in the controller's registry; none is configured")?;
-                Ok((endpoint, repository.clone()))
+                Ok(Sources::one(Client::new(endpoint), repository))
             }
             ImageSource::Registry => {
-                let reference: Reference = image.reference.parse().map_err(|error| chain(&error))?;
-                let host = reference.registry();
-                let plain = self.registries.iter().any(|registry| registry.host == host && registry.plain_http);
-                let endpoint = Endpoint::for_registry(host, plain).map_err(|error| chain(&error))?;
-                Ok((endpoint, reference.repository().to_owned()))
+                let reference = image.reference.parse().map_err(|error: ReferenceError| chain(&error))?;
+                self.registries.sources(&reference)
             }
         }
     }
