@@ -29,7 +29,7 @@ pub struct Target {
 }
 
 /// A connection to the agent.
-struct Client {
+pub struct Client {
     peer: Rc<Peer>,
     messages: mpsc::UnboundedReceiver<Message>,
 }
@@ -40,11 +40,27 @@ impl Client {
         let socket = UnixStream::connect(&path).await.with_context(|| {
             format!("connecting to the agent at {}: does it run, and are you root?", path.display())
         })?;
+        Client::over(socket)
+    }
+
+    /// Speaks over a connected socket.
+    ///
+    /// # Errors
+    /// None that a local connection has.
+    pub fn over(socket: UnixStream) -> anyhow::Result<Client> {
         let peer = Peer::new(|now| Ok(Connection::local(now)))?;
         let (sender, messages) = mpsc::unbounded_channel();
         let running = Rc::clone(&peer);
         spawn_local(async move { running.run(socket, |message| drop(sender.send(message))).await });
         Ok(Client { peer, messages })
+    }
+
+    /// Opens a stream.
+    ///
+    /// # Errors
+    /// The request exceeds a frame.
+    pub fn open(&self, request: StreamRequest) -> anyhow::Result<Stream> {
+        Ok(self.peer.open(request)?)
     }
 
     async fn status(&mut self) -> anyhow::Result<NodeStatus> {
@@ -127,10 +143,15 @@ fn table(status: &NodeStatus) -> String {
             rows.push([namespace, name, container.name.to_string(), state, container.restarts.to_string(), message]);
         }
     }
+    columns(&rows)
+}
+
+/// A table whose columns, but the last, are as wide as their widest cells.
+pub fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..5).map(width).collect();
+    let widths: Vec<usize> = (0..N.saturating_sub(1)).map(width).collect();
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let pad = |(at, cell): (usize, &String)| format!("{cell:<width$}", width = widths.get(at).unwrap_or(&0));
         let cells: Vec<String> = row.iter().enumerate().map(pad).collect();
         text.push_str(cells.join("  ").trim_end());

@@ -404,6 +404,8 @@ mod tests {
             ("[controller]\naddress = 'kiln'", "controller.address"),
             ("[controller]\naddress = 'a:1'\njoin_token = 'x'\njoin_token_file = '/y'", "controller.join_token"),
             ("[images]\nlow_percent = 90", "images.low_percent"),
+            ("[[registry]]\nhost = 'a.lan'\nmirrors = ['b']", "registry of \"a.lan\" has the mirror \"b\""),
+            ("[[registry]]\nhost = 'a.lan'\nplain_http = true\nca_file = '/x'", "has both plain_http and ca_file"),
             ("[appliance]\nmodules = ['../evil']", "appliance.modules"),
             ("[appliance]\nnetwork = { address = '10.0.2.15/33' }", "network"),
         ] {

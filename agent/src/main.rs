@@ -15,6 +15,7 @@ mod convert;
 mod core;
 #[allow(dead_code)]
 pub mod hold;
+mod image;
 pub mod init;
 mod journal;
 mod link;
@@ -105,6 +106,13 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Shows and changes the images of this device
+    Image {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: image::Command,
+    },
     /// Runs containers as the OCI runtime specification says, for engines such as podman and containerd
     Oci(Box<oci::Arguments>),
     /// Prints the version
@@ -126,12 +134,18 @@ impl Place {
     fn run_dir(&self) -> anyhow::Result<PathBuf> {
         match &self.run_dir {
             Some(folder) => Ok(folder.clone()),
-            // A device without a file has the defaults; a file that was asked for must be there.
-            None if self.config == Path::new(config::DEFAULT_PATH) && !self.config.exists() => {
-                Ok(Config::default().run_dir)
-            }
-            None => Ok(Config::load(&self.config)?.run_dir),
+            None => Ok(self.config()?.run_dir),
         }
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        // A device without a file has the defaults; a file that was asked for must be there.
+        let none = self.config == Path::new(config::DEFAULT_PATH) && !self.config.exists();
+        let mut config = if none { Config::default() } else { Config::load(&self.config)? };
+        if let Some(run_dir) = &self.run_dir {
+            config.run_dir.clone_from(run_dir);
+        }
+        Ok(config)
     }
 }
 
@@ -182,6 +196,10 @@ fn run(command: Command) -> anyhow::Result<i32> {
         Command::Exec { place, target, stdin, tty, command } => {
             let run_dir = place.run_dir()?;
             in_runtime(commands::exec(&run_dir, &target, command, stdin, tty))
+        }
+        Command::Image { place, command } => {
+            let config = place.config()?;
+            in_runtime(image::run(config, command))
         }
         Command::Oci(arguments) => Ok(oci::main(&arguments)),
         Command::Version => {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use rustix::pipe::{PipeFlags, pipe_with};
 use skeg_protocol::message::{Channel, StreamEnd, StreamRequest};
 use skeg_protocol::{Label, Pod, Uid};
-use skeg_runtime::{ExecRequest, Exit, Reaper, Started, Stdio, Terminal, oci};
+use skeg_runtime::{ExecRequest, Exit, Reaper, Started, Stdio, oci};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
@@ -19,6 +19,7 @@ use crate::agent::Agent;
 use crate::apply::{Key, Live, chain};
 use crate::async_fd;
 use crate::convert;
+use crate::image;
 use crate::logs;
 use crate::peer::{Sender, Stream, StreamEvent};
 
@@ -39,6 +40,7 @@ pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest)
                 Err(message) => Err(message),
             }
         }
+        StreamRequest::Image(request) => image::serve(&agent, &stream.sender(), request).await,
     };
     stream.close(end.unwrap_or_else(|message| StreamEnd::Failed(skeg_protocol::status::text(message))));
 }
@@ -205,11 +207,27 @@ fn start(
     stdin: bool,
 ) -> Result<(Started, Ends), String> {
     let io = |error: &dyn std::error::Error| chain(error);
-    let (stdio, ends) = if process.terminal() == Some(true) {
-        let Terminal { master, slave } = Terminal::open(target.as_fd()).map_err(|error| io(&error))?;
-        let copy = || slave.try_clone().map_err(|error| io(&error));
-        let stdio = Stdio { stdin: copy()?, stdout: copy()?, stderr: copy()? };
-        (stdio, Ends { input: None, output: master, errors: None })
+    let cgroup = crate::cgroups::open(cgroup).map_err(|error| io(&error))?;
+    let run = |stdio, console| {
+        skeg_runtime::exec(ExecRequest {
+            target: target.as_fd(),
+            process,
+            spec,
+            cgroup: Some(&cgroup),
+            stdio,
+            reaper: Reaper::Caller,
+            console,
+            preserve_fds: 0,
+            keyring: None,
+        })
+        .map_err(|error| io(&error))
+    };
+    let null = || std::fs::File::open("/dev/null").map(OwnedFd::from).map_err(|error| io(&error));
+    if process.terminal() == Some(true) {
+        let (console, receiver) = skeg_runtime::terminal_pair().map_err(|error| io(&error))?;
+        let started = run(Stdio { stdin: null()?, stdout: null()?, stderr: null()? }, Some(console))?;
+        let output = skeg_runtime::receive_terminal(&receiver).map_err(|error| io(&error))?;
+        Ok((started, Ends { input: None, output, errors: None }))
     } else {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| io(&error));
         let ((output, stdout), (errors, stderr)) = (pipe()?, pipe()?);
@@ -217,14 +235,11 @@ fn start(
             let (source, input) = pipe()?;
             (source, Some(input))
         } else {
-            (std::fs::File::open("/dev/null").map_err(|error| io(&error))?.into(), None)
+            (null()?, None)
         };
-        (Stdio { stdin: source, stdout, stderr }, Ends { input, output, errors: Some(errors) })
-    };
-    let cgroup = crate::cgroups::open(cgroup).map_err(|error| io(&error))?;
-    let request =
-        ExecRequest { target: target.as_fd(), process, spec, cgroup: Some(&cgroup), stdio, reaper: Reaper::Caller };
-    Ok((skeg_runtime::exec(request).map_err(|error| io(&error))?, ends))
+        let started = run(Stdio { stdin: source, stdout, stderr }, None)?;
+        Ok((started, Ends { input, output, errors: Some(errors) }))
+    }
 }
 
 impl Running {
@@ -297,7 +312,7 @@ async fn feed(stream: &mut Stream, mut input: Option<Rc<AsyncFd<OwnedFd>>>, term
                 }
             }
             Some(StreamEvent::Resize { columns, rows }) if tty => {
-                if let Err(error) = Terminal::resize(terminal.get_ref().as_fd(), rows, columns) {
+                if let Err(error) = skeg_runtime::resize_terminal(terminal.get_ref().as_fd(), rows, columns) {
                     log::debug!("resizing a terminal: {}", chain(&error));
                 }
             }

@@ -85,7 +85,8 @@ pub(crate) enum Standing {
     },
 }
 
-/// Answers by (pod uid, reference).
+/// Answers by (pod uid, reference). Those for all pods that do not want their own have no uid: a fleet runs one
+/// content, whenever its pods were made (docs/decisions/0007-tags.md).
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     known: HashMap<(String, String), (Standing, u32)>,
@@ -124,9 +125,12 @@ impl Answers {
         self.known.insert((uid.to_owned(), reference.to_owned()), entry);
     }
 
-    /// Forgets pods that are gone.
-    pub(crate) fn retain(&mut self, uids: &HashSet<String>) {
-        self.known.retain(|(uid, _), _| uids.contains(uid));
+    /// Forgets what no pod needs any more, by uids and references of those that there are.
+    pub(crate) fn retain(&mut self, uids: &HashSet<String>, references: &HashSet<String>) {
+        self.known.retain(|(uid, reference), _| match uid.as_str() {
+            "" => references.contains(reference),
+            uid => uids.contains(uid),
+        });
     }
 
     /// Lets every failure be tried again at once.
@@ -160,6 +164,20 @@ mod tests {
         assert!(by_digest.is_some());
         assert_eq!(own(&database, "nginx").unwrap(), None);
         assert_eq!(own(&database, "a/nginx:1").unwrap(), None);
+    }
+
+    #[test]
+    fn an_answer_for_all_stays_as_long_as_a_pod_has_the_reference() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        let image = crate::manager::unresolved("x");
+        for uid in ["", "u"] {
+            answers.answered(uid, "x", Ok(image.clone()), now);
+        }
+        let set = |word: &str| HashSet::from([word.to_owned()]);
+        answers.retain(&set("other"), &set("x"));
+        assert!(answers.standing("", "x", now).is_some() && answers.standing("u", "x", now).is_none());
+        answers.retain(&set("other"), &set("y"));
+        assert!(answers.standing("", "x", now).is_none());
     }
 
     #[test]

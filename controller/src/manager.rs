@@ -46,6 +46,9 @@ pub(crate) enum Nudge {
 pub(crate) async fn run(app: Arc<App>, mut nudges: mpsc::UnboundedReceiver<Nudge>) {
     let Ok(mut watch) = app.store.watch(None) else { return };
     let mut manager = Manager { app, answers: Answers::default(), asking: Arc::new(Semaphore::new(ASKING)) };
+    if let Err(error) = manager.remember() {
+        log::error!("cannot read what the nodes' images are: {error}");
+    }
     loop {
         if let Err(error) = manager.look() {
             // The next change tries again; a failing disk is for the operator to mend.
@@ -83,6 +86,19 @@ fn is_over(pod: &Value) -> bool {
 }
 
 impl Manager {
+    /// Takes up from the nodes' manifests what references mean, so that a new controller goes on with it.
+    fn remember(&mut self) -> Result<(), StoreError> {
+        for node in self.app.store.list("Node", None)?.items {
+            let manifest =
+                self.app.store.newest_manifest(node["metadata"]["name"].as_str().unwrap_or_default())?.manifest;
+            for container in manifest.pods.into_iter().flat_map(|pod| pod.containers) {
+                let reference = container.image.reference.clone();
+                self.answers.answered("", &reference, Ok(container.image), Instant::now());
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for something that matters; `None` when the controller stops.
     async fn wait(&mut self, watch: &mut Watch, nudges: &mut mpsc::UnboundedReceiver<Nudge>) -> Option<()> {
         loop {
@@ -135,7 +151,8 @@ impl Manager {
         self.schedule(&nodes)?;
         let pods = self.app.store.list("Pod", None)?.items;
         let uids = pods.iter().filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned));
-        self.answers.retain(&uids.collect::<HashSet<_>>());
+        let references = pods.iter().flat_map(image_references);
+        self.answers.retain(&uids.collect::<HashSet<_>>(), &references.collect::<HashSet<_>>());
         let mut of_node: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
         for pod in &pods {
             of_node.entry(pod["spec"]["nodeName"].as_str().unwrap_or_default()).or_default().push(pod);
@@ -235,7 +252,7 @@ impl Manager {
             let before = prior.and_then(|pod| pod.containers.get(index)).map(|container| &container.image);
             match before.filter(|image| image.reference == *reference) {
                 Some(image) => images.push(image.clone()),
-                None => match self.resolve(uid, reference)? {
+                None => match self.resolve(asker(pod, index, uid), reference)? {
                     Ok(Some(image)) => images.push(image),
                     Ok(None) => {}
                     Err((reason, message)) => {
@@ -293,6 +310,11 @@ impl Manager {
         });
         Ok(Ok(None))
     }
+}
+
+/// For whom a container's reference is asked for: for its pod alone where it is always asked for, else for all.
+fn asker<'a>(pod: &Value, container: usize, uid: &'a str) -> &'a str {
+    if pod["spec"]["containers"][container]["imagePullPolicy"] == "Always" { uid } else { "" }
 }
 
 /// An image as a stand-in where only a pod's form is checked.

@@ -47,6 +47,8 @@ pub struct Container {
     pub name: Label,
     /// What it runs.
     pub image: Image,
+    /// Whether the device may fetch it.
+    pub pull_policy: PullPolicy,
     /// Replaces the image's entrypoint where not empty.
     pub command: Vec<String>,
     /// Replaces the image's arguments where not empty.
@@ -74,6 +76,16 @@ pub struct Image {
     pub digest: Digest,
     /// Where the device fetches it.
     pub source: ImageSource,
+}
+
+/// Whether a device may fetch an image. `Always` is the controller's: it asks anew what the reference means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPolicy {
+    /// When it is not there.
+    #[default]
+    IfNotPresent,
+    /// It must be there.
+    Never,
 }
 
 /// Where a device fetches an image.
@@ -378,6 +390,7 @@ mod tests {
             working_dir: None,
             security: Security::default(),
             limits: Limits::default(),
+            pull_policy: PullPolicy::default(),
             mounts: Vec::new(),
             ports: vec![port],
         };

@@ -191,6 +191,51 @@ pub enum StreamRequest {
         /// Connects its standard input.
         stdin: bool,
     },
+    /// Something with the device's images.
+    Image(ImageRequest),
+}
+
+/// What is to be done with a device's images. The answer is one JSON document on stdout; on stderr come lines that
+/// say how far it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageRequest {
+    /// Lists them.
+    List,
+    /// Tells where the disk's space went.
+    Usage,
+    /// Shows all that is known of some.
+    Inspect {
+        /// Names, digests, or the first digits of digests or ids.
+        images: Vec<String>,
+    },
+    /// Fetches one from its registry.
+    Pull {
+        /// As in a pod.
+        reference: String,
+    },
+    /// Takes names away, and images that have none left.
+    Remove {
+        /// As for `Inspect`.
+        images: Vec<String>,
+    },
+    /// Takes in what an OCI layout or a docker archive has.
+    Import {
+        /// Folder or file on the device; absolute.
+        path: String,
+        /// Name of a single image, in place of those in the archive.
+        name: Option<String>,
+    },
+    /// Writes images into an OCI layout that is a docker archive, too.
+    Export {
+        /// As for `Inspect`.
+        images: Vec<String>,
+        /// On the device, absolute: a folder where it ends with a slash, else a tar.
+        path: String,
+    },
+    /// Removes every image that nothing needs.
+    Prune,
+    /// Reads everything and compares it with its digests.
+    Verify,
 }
 
 /// Which of a stream's byte sequences a piece belongs to.

@@ -4,14 +4,15 @@
 
 use crate::attributes;
 use crate::cgroup::Cgroup;
-use crate::compile::PlanError;
+use crate::compile::{PlanError, Slots};
 use crate::config;
 use crate::oci;
-use crate::plan::{Plan, Reaper, StartError, Started, Stdio};
+use crate::plan::{Plan, Reaper, StartError, Started, Stdio, above_standard};
 use crate::process::{self, Ending};
 use crate::seccomp::Agent;
 use crate::step::{AttributeStep, Step};
 use crate::sys;
+use crate::terminal;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -30,10 +31,16 @@ pub struct ExecRequest<'a> {
     pub spec: &'a oci::Spec,
     /// The container's cgroup.
     pub cgroup: Option<&'a Cgroup>,
-    /// The streams; for a terminal, copies of [`crate::Terminal::slave`] with `process.terminal` set.
+    /// The streams, unless there is a console.
     pub stdio: Stdio,
     /// Who reaps it.
     pub reaper: Reaper,
+    /// As [`crate::Extras::console`].
+    pub console: Option<OwnedFd>,
+    /// As [`crate::Extras::preserve_fds`].
+    pub preserve_fds: u32,
+    /// As [`crate::Extras::keyring`]; the container's, to share it.
+    pub keyring: Option<String>,
 }
 
 /// Starts a process in a running container: in all its namespaces, its cgroup and its root, under the same seccomp
@@ -107,13 +114,30 @@ pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan
         steps.push(Step::Attribute(AttributeStep::Affinity { mask }));
     }
     steps.push(Step::NewSession);
-    process::streams(request.stdio, steps, held)?;
+    if let Some(name) = request.keyring {
+        steps.push(Step::SessionKeyring { name: process::c_string("keyring", name)? });
+    }
+    let preserve = request.preserve_fds;
+    let next = 3 + process::preserved(preserve)?;
+    match request.console {
+        None => process::streams(request.stdio, steps, held)?,
+        Some(console) => {
+            let console = above_standard(console)?;
+            let mut taken: Vec<_> = held.iter().map(AsRawFd::as_raw_fd).collect();
+            taken.extend([channel.child.as_raw_fd(), target.as_raw_fd(), console.as_raw_fd()]);
+            let (number, mut slots) = (console.as_raw_fd(), Slots { taken, next });
+            held.push(console);
+            // The working folder is the container's root since its mount namespace was entered.
+            let place = (libc::AT_FDCWD, None);
+            terminal::terminal(request.process, number, place, &mut slots, steps)?;
+        }
+    }
     let mut process = request.process.clone();
     if let Some(mut capabilities) = process.capabilities().clone() {
         capabilities.set_inheritable(None).set_ambient(None);
         process.set_capabilities(Some(capabilities));
     }
-    let ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
+    let ending = Ending { keep: vec![channel.child.as_raw_fd()], preserve, wait: Vec::new() };
     process::finish(&process, request.spec.linux().as_ref(), ending, steps)?;
     Ok(plan)
 }

@@ -192,6 +192,8 @@ fn await_start(index: usize, channel: i32, listener: i32) -> sys::Result<()> {
                 sys::duplicate_onto(connection, channel, true)?;
                 sys::close(connection);
             }
+            // Others may hold copies for a moment, as children that have just been cloned do: it ends for all.
+            sys::shut_down(listener)?;
             sys::close(listener);
             return Ok(());
         }

@@ -169,7 +169,17 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_terminal(None);
         let target = exec::duplicate(pidfd)?;
-        let request = ExecRequest { target: pidfd, process: &process, spec, cgroup, stdio, reaper: Reaper::Caller };
+        let request = ExecRequest {
+            target: pidfd,
+            process: &process,
+            spec,
+            cgroup,
+            stdio,
+            reaper: Reaper::Caller,
+            console: None,
+            preserve_fds: 0,
+            keyring: None,
+        };
         let mut plan = exec::compile(request, &target)?;
         plan.steps.pop();
         plan.steps.push(Step::Execute { command: command(hook)? });

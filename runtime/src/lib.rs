@@ -64,5 +64,5 @@ pub use plan::{Exit, Plan, Reaper, StartError, StartRequest, Started, Stdio, sta
 pub use seccomp::{SeccompError, default_seccomp};
 pub use signal::send_signal;
 pub use spec::default_spec;
-pub use terminal::{Terminal, TerminalError};
+pub use terminal::{receive_terminal, resize_terminal, terminal_pair};
 pub use user_namespace::{UserNamespaceError, new_user_namespace};

@@ -11,7 +11,7 @@ use crate::plan::{Stdio, above_standard};
 use crate::seccomp;
 use crate::spec::DEFAULT_PATH;
 use crate::step::{Command, Step};
-use crate::sys::StringList;
+use crate::sys::{self, StringList};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -32,6 +32,13 @@ pub(crate) fn streams(stdio: Stdio, steps: &mut Vec<Step>, held: &mut Vec<OwnedF
         held.push(fd);
     }
     Ok(())
+}
+
+/// Makes sure that the descriptors from 3 on that go to the program are there; returns their number.
+pub(crate) fn preserved(count: u32) -> Result<i32, PlanError> {
+    let refuse = |reason| PlanError::invalid("preserve_fds", count.to_string(), reason);
+    let count = i32::try_from(count).ok().filter(|count| *count < 1 << 16).ok_or_else(|| refuse("are too many"))?;
+    if (3..3 + count).all(sys::is_open) { Ok(count) } else { Err(refuse("are not all open from 3 on")) }
 }
 
 /// The last of a process before its program.
@@ -58,6 +65,9 @@ pub(crate) fn finish(
     let Ending { mut keep, preserve, wait } = ending;
     keep.sort_unstable();
     steps.push(Step::CloseDescriptors { first: 3 + preserve as i32, keep });
+    if process.user().uid() != 0 {
+        steps.push(Step::OwnStreams { user: process.user().uid() });
+    }
     limits(process, steps);
     attributes(process, linux, steps)?;
     let cwd = process.cwd();

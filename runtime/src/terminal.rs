@@ -1,83 +1,79 @@
-//! Pseudo-terminals of a running container.
+//! Pseudo-terminals of a container: made by its own process in its own devpts, held by somebody outside.
 //!
-//! Owns their opening inside the container's devpts. Must not carry bytes: that is the caller's.
+//! Owns the steps that make one and the socket over which it comes. Must not carry bytes: that is the caller's.
+//!
+//! The child opens the terminal once it is inside, so that its name there (`/dev/pts/N`), its owner and its devpts are the
+//! container's, and sends the master's descriptor to the socket that the caller has handed over: an engine's
+//! `--console-socket`, or one of [`terminal_pair`].
 
+use crate::compile::{PlanError, Slots};
+use crate::oci;
+use crate::step::{Step, Target};
 use crate::sys;
-use std::io;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
+};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// fstatfs(2)'s magic number of devpts.
-const DEVPTS_MAGIC: i64 = 0x1cd1;
-
-/// Why a terminal could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum TerminalError {
-    /// A helper thread could not be started or broke.
-    #[error("cannot use a helper thread")]
-    Thread(#[source] io::Error),
-    /// A system call failed.
-    #[error("{call} failed while opening a terminal in the container")]
-    Call {
-        /// The system call and its object.
-        call: &'static str,
-        /// The kernel's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The container's `/dev/pts/ptmx` is something else.
-    #[error("the container's /dev/pts/ptmx is not a terminal multiplexer")]
-    Forged,
+/// Makes a pair of sockets: the first is handed over as the console, the second goes to [`receive_terminal`].
+///
+/// # Errors
+/// socketpair(2)'s.
+pub fn terminal_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// A new pseudo-terminal in a container's devpts.
-#[derive(Debug)]
-pub struct Terminal {
-    /// The end to read from and write to.
-    pub master: OwnedFd,
-    /// The end for the process: give a copy as each of its standard streams and set `process.terminal`.
-    pub slave: OwnedFd,
+/// Takes the master's descriptor after the start. The terminal closes when the container's last process has closed it.
+///
+/// # Errors
+/// recvmsg(2)'s, and `UnexpectedEof` if none was sent.
+pub fn receive_terminal(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut attached = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0_u8; 64];
+    rustix::io::retry_on_intr(|| {
+        recvmsg(socket, &mut [IoSliceMut::new(&mut name)], &mut attached, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let descriptor = attached.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    descriptor.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no terminal was sent"))
 }
 
-impl Terminal {
-    /// Opens a terminal inside the container whose process `target` (a pidfd) is. The name that programs there see
-    /// (`/dev/pts/N`) is right for them.
-    ///
-    /// # Errors
-    /// [`TerminalError`]; [`TerminalError::Forged`] if the container has put something else there (CVE-2025-52565).
-    pub fn open(target: BorrowedFd<'_>) -> Result<Terminal, TerminalError> {
-        let target = target.try_clone_to_owned().map_err(|source| TerminalError::Call { call: "dup", source })?;
-        // A thread can leave for another mount namespace by itself once it shares its root with nobody.
-        let thread = std::thread::Builder::new().name("open-terminal".into()).spawn(move || open_there(&target));
-        let joined = thread.map_err(TerminalError::Thread)?.join();
-        joined.unwrap_or_else(|_| Err(TerminalError::Thread(io::Error::other("the thread panicked"))))
+/// Gives a terminal its size in characters.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn resize_terminal(master: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
+    sys::set_terminal_size(master.as_raw_fd(), rows, columns).map_err(io::Error::from)
+}
+
+/// Adds the steps that make the terminal below `root`, bind it to the container's `/dev/console` if that is given, send
+/// it, and give it to the process as its streams. `slots` must know the console's number.
+pub(crate) fn terminal(
+    process: &oci::Process,
+    console: i32,
+    (root, bind): (i32, Option<Target>),
+    slots: &mut Slots,
+    steps: &mut Vec<Step>,
+) -> Result<(), PlanError> {
+    if process.terminal() != Some(true) {
+        return Err(PlanError::invalid("process.terminal", "false", "must be true, for there is a console"));
     }
-
-    /// Gives the terminal its size in characters.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn resize(master: BorrowedFd<'_>, rows: u16, columns: u16) -> Result<(), TerminalError> {
-        sys::set_terminal_size(master.as_raw_fd(), rows, columns).map_err(call("ioctl(TIOCSWINSZ)"))
+    let (master, slave) = (slots.take(), slots.take());
+    let size = process.console_size().as_ref().map(|size| (size.height(), size.width()));
+    let size = size.map(|(rows, columns)| {
+        let bounded = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
+        (bounded(rows), bounded(columns))
+    });
+    steps.push(Step::OpenTerminal { root, master, slave, size });
+    if let Some(target) = bind {
+        steps.push(Step::BindConsole { root, target, slave });
     }
-}
-
-fn call(call: &'static str) -> impl Fn(sys::Errno) -> TerminalError {
-    move |errno| TerminalError::Call { call, source: errno.into() }
-}
-
-fn open_there(target: &OwnedFd) -> Result<Terminal, TerminalError> {
-    sys::unshare(libc::CLONE_FS).map_err(call("unshare(CLONE_FS)"))?;
-    sys::join_namespace(target.as_raw_fd(), libc::CLONE_NEWNS).map_err(call("setns(CLONE_NEWNS)"))?;
-    // Never wait on whatever a hostile image has put there, and follow no link to it.
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK;
-    let opened = sys::open_resolved(libc::AT_FDCWD, c"/dev/pts/ptmx", flags, libc::RESOLVE_NO_SYMLINKS);
-    let master = sys::own(opened.map_err(call("openat2(/dev/pts/ptmx)"))?);
-    let stat = sys::stat(master.as_raw_fd()).map_err(call("fstat(/dev/pts/ptmx)"))?;
-    let kind = sys::filesystem_kind(master.as_raw_fd()).map_err(call("fstatfs(/dev/pts/ptmx)"))?;
-    if !stat.is_character_device(5, 2) || kind != DEVPTS_MAGIC {
-        return Err(TerminalError::Forged);
-    }
-    sys::unlock_terminal(master.as_raw_fd()).map_err(call("ioctl(TIOCSPTLCK)"))?;
-    let slave = sys::own(sys::open_terminal_peer(master.as_raw_fd()).map_err(call("ioctl(TIOCGPTPEER)"))?);
-    Ok(Terminal { master, slave })
+    steps.push(Step::SendTerminal { console, master });
+    steps.extend((0..3).map(|onto| Step::StandardStream { from: slave, onto }));
+    Ok(())
 }

@@ -39,6 +39,9 @@ pub(crate) const PEERS: &[Need] = &[
     need("busybox-static", "/bin/busybox"),
     need("util-linux", "unshare"),
 ];
+/// For the tests of the OCI command line with an engine.
+pub(crate) const ENGINES: &[Need] =
+    &[need("busybox-static", "/bin/busybox"), need("podman", "podman"), need("util-linux", "unshare")];
 /// For the pull benchmark.
 pub(crate) const PULLERS: &[Need] = &[
     need("containerd", "containerd"),

@@ -89,7 +89,7 @@ const STEPS: &[Step] = &[
 ];
 
 fn install(ui: &mut Ui) -> Result<String> {
-    needs::packages(ui, &[needs::BUILD, needs::CROSS, needs::DEMO, needs::FUZZ, needs::BOARDS])?;
+    needs::packages(ui, &[needs::BUILD, needs::CROSS, needs::DEMO, needs::FUZZ, needs::ENGINES, needs::BOARDS])?;
     needs::components(ui, &["rustfmt", "clippy"])?;
     needs::targets(ui, &TARGETS)?;
     Ok("all there".to_owned())

@@ -1,12 +1,13 @@
 //! Images for containers: fetched from where the manifest says, by digest, and looked up without a network.
 
-use skeg_images::{Client, Digest, Endpoint, Platform, ReferenceError, Sources, Store};
+use skeg_images::{Client, Digest, Endpoint, Platform, Progress, Reference, Sources, Store};
 use skeg_protocol::Pod;
-use skeg_protocol::manifest::{Image, ImageSource};
+use skeg_protocol::manifest::{Image, ImageSource, PullPolicy};
 use tokio::task::spawn_blocking;
 
 use super::chain;
 use super::sources::Registries;
+use crate::core::ImageFailure;
 
 /// Folder of the image store below `state_dir`.
 pub const STORE: &str = "store";
@@ -33,20 +34,59 @@ impl Images {
     ///
     /// # Errors
     /// The image and everything that led to the failure, in one line.
-    pub async fn ensure(&self, image: &Image) -> Result<skeg_images::Image, String> {
+    pub async fn ensure(&self, image: &Image, policy: PullPolicy) -> Result<skeg_images::Image, ImageFailure> {
+        let digest = Digest(image.digest.0);
+        let found = self.look_up(digest).await.map_err(|error| {
+            ImageFailure::Pull(format!("image {:?} ({digest}): {}", image.reference, chain(&error)))
+        })?;
+        match (found, policy) {
+            (Some(found), _) => Ok(found),
+            (None, PullPolicy::IfNotPresent) => self.pull(image, &|_| {}).await.map_err(ImageFailure::Pull),
+            (None, PullPolicy::Never) => Err(ImageFailure::Never(format!(
+                "image {:?} ({digest}) is not on this device, and its pull policy is Never",
+                image.reference
+            ))),
+        }
+    }
+
+    /// Fetches an image and names it.
+    ///
+    /// # Errors
+    /// The image and everything that led to the failure, in one line.
+    pub async fn pull(
+        &self,
+        image: &Image,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<skeg_images::Image, String> {
         let digest = Digest(image.digest.0);
         let named = |error: &dyn std::error::Error| format!("image {:?} ({digest}): {}", image.reference, chain(error));
-        if let Some(found) = self.look_up(digest).await.map_err(|error| named(&error))? {
-            return Ok(found);
-        }
         let sources = self.sources(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
-        let pulled = self.store.pull(&sources, &digest, &self.platform, &|_| {}).await;
+        let pulled = self.store.pull(&sources, &digest, &self.platform, progress).await;
         let pulled = pulled.map_err(|error| named(&error))?;
         if let Err(error) = self.store.name(&digest, &image.reference) {
             // Only people look for it by name.
             log::warn!("naming {digest} {:?}: {}", image.reference, chain(&error));
         }
         Ok(pulled)
+    }
+
+    /// Asks the registry what a reference means now.
+    ///
+    /// # Errors
+    /// It is no reference, or the registry does not say.
+    pub async fn resolve(&self, reference: &str) -> Result<Image, String> {
+        let parsed: Reference = reference.parse().map_err(|error| chain(&error))?;
+        let mut image = Image {
+            reference: reference.to_owned(),
+            digest: skeg_protocol::Digest(parsed.digest().map_or([0; 32], |digest| digest.0)),
+            source: ImageSource::Registry,
+        };
+        if parsed.digest().is_none() {
+            let sources = self.registries.sources(&parsed)?;
+            let digest = sources.resolve(parsed.tag().unwrap_or("latest")).await;
+            image.digest.0 = digest.map_err(|error| format!("image {reference:?}: {}", chain(&error)))?.0;
+        }
+        Ok(image)
     }
 
     /// Looks for an image off the event loop: after a power cut its layers are checked first.
@@ -70,7 +110,7 @@ impl Images {
                 Ok(Sources::one(Client::new(endpoint), repository))
             }
             ImageSource::Registry => {
-                let reference = image.reference.parse().map_err(|error: ReferenceError| chain(&error))?;
+                let reference: Reference = image.reference.parse().map_err(|error| chain(&error))?;
                 self.registries.sources(&reference)
             }
         }

@@ -253,11 +253,12 @@ impl Worker {
 
     fn pull(&self, name: &Label) {
         let Some(container) = self.pod.containers.iter().find(|container| container.name == *name) else { return };
-        let (host, uid, name, image) = (Rc::clone(&self.host), self.pod.uid, name.clone(), container.image.clone());
+        let (host, uid, name) = (Rc::clone(&self.host), self.pod.uid, name.clone());
+        let (image, policy) = (container.image.clone(), container.pull_policy);
         spawn_local(async move {
-            let event = match host.images.ensure(&image).await {
+            let event = match host.images.ensure(&image, policy).await {
                 Ok(_) => ContainerEvent::ImageReady,
-                Err(message) => ContainerEvent::ImageFailed(message),
+                Err(failure) => ContainerEvent::ImageFailed(failure),
             };
             host.send(uid, &name, event);
         });

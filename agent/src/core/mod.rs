@@ -15,7 +15,9 @@ use skeg_protocol::{ContainerState, ContainerStatus, Label, Manifest, Phase as P
 
 pub use reconcile::{Change, Observed, reconcile};
 pub use supervise::RecordedPhase;
-pub use supervise::{Container, ContainerEvent, ContainerRecord, Found, NotStarted, Outcome, Phase, Rules, Step};
+pub use supervise::{
+    Container, ContainerEvent, ContainerRecord, Found, ImageFailure, NotStarted, Outcome, Phase, Rules, Step,
+};
 
 /// A moment: one clock to decide by, one for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub enum Event {
     },
     /// Nothing of a pod is left on the device.
     PodRemoved(Uid),
+    /// An image came to the device by another way than a pull for a pod.
+    NewImages,
     /// Time went on.
     Timer,
     /// The agent is to end: every pod is stopped, nothing is started, records stay.
@@ -139,6 +143,14 @@ impl Node {
             }
             Event::PodRemoved(uid) => {
                 self.pods.remove(&uid);
+            }
+            Event::NewImages => {
+                for state in self.pods.values_mut() {
+                    let names: Vec<Label> = state.containers.iter().map(|one| one.name.clone()).collect();
+                    for name in names {
+                        state.supervise(&name, ContainerEvent::NewImages, self.boot, now, &mut actions);
+                    }
+                }
             }
             Event::Timer => {}
             Event::Halt { grace } => {

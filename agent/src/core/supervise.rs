@@ -45,7 +45,7 @@ pub enum Phase {
         /// Monotonic time.
         until: Duration,
         /// What went wrong.
-        message: String,
+        failure: ImageFailure,
     },
     /// It is being started.
     Creating,
@@ -110,13 +110,24 @@ pub enum NotStarted {
     },
 }
 
+/// Why an image could not be had: what, where, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageFailure {
+    /// The pull failed.
+    Pull(String),
+    /// It is not there, and the container's pull policy is `Never`.
+    Never(String),
+}
+
 /// What can happen to a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContainerEvent {
     /// Its image is there.
     ImageReady,
     /// Its image could not be had.
-    ImageFailed(String),
+    ImageFailed(ImageFailure),
+    /// An image came to the device; it may be the one that is missing.
+    NewImages,
     /// The start of an attempt is done.
     Started {
         /// Which attempt.
@@ -369,7 +380,11 @@ impl Container {
                 vec![Step::Pull]
             }
             (Phase::Image, E::ImageReady) => self.begin(),
-            (Phase::Image, E::ImageFailed(message)) => self.image_failed(message, now),
+            (Phase::Image, E::ImageFailed(failure)) => self.image_failed(failure, now),
+            (Phase::ImageBackoff { .. }, E::NewImages) => {
+                self.phase = Phase::Image;
+                vec![Step::Pull]
+            }
             (Phase::Creating, E::Started { .. }) => {
                 self.phase = Phase::Running { since: now.monotonic, started_at: now.wall };
                 Vec::new()
@@ -422,9 +437,9 @@ impl Container {
         vec![Step::Record, Step::Start(self.restarts)]
     }
 
-    fn image_failed(&mut self, message: String, now: Now) -> Vec<Step> {
+    fn image_failed(&mut self, failure: ImageFailure, now: Now) -> Vec<Step> {
         self.pull_failures = self.pull_failures.saturating_add(1);
-        self.phase = Phase::ImageBackoff { until: now.monotonic + doubling(self.pull_failures), message };
+        self.phase = Phase::ImageBackoff { until: now.monotonic + doubling(self.pull_failures), failure };
         Vec::new()
     }
 
@@ -500,10 +515,13 @@ impl Container {
         let wait = |word: &str, message: String| ContainerState::Waiting { reason: reason(word), message };
         match &self.phase {
             Phase::Image => wait("ContainerCreating", "the image is being made ready".to_owned()),
-            Phase::ImageBackoff { message, .. } if self.pull_failures <= 1 => {
+            Phase::ImageBackoff { failure: ImageFailure::Never(message), .. } => {
+                wait("ErrImageNeverPull", text(message.clone()))
+            }
+            Phase::ImageBackoff { failure: ImageFailure::Pull(message), .. } if self.pull_failures <= 1 => {
                 wait("ErrImagePull", text(message.clone()))
             }
-            Phase::ImageBackoff { message, .. } => {
+            Phase::ImageBackoff { failure: ImageFailure::Pull(message), .. } => {
                 let delay = doubling(self.pull_failures).as_secs();
                 wait("ImagePullBackOff", text(format!("back-off of {delay} s before the next pull: {message}")))
             }

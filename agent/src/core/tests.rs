@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use skeg_protocol::manifest::{Image, ImageSource, Limits, RestartPolicy, Security};
+use skeg_protocol::manifest::{Image, ImageSource, Limits, PullPolicy, RestartPolicy, Security};
 use skeg_protocol::{Container as WantedContainer, Digest};
 
 use super::*;
@@ -29,6 +29,7 @@ pub(crate) fn pod(number: u8, name: &str, containers: &[&str]) -> Pod {
                 working_dir: None,
                 security: Security::default(),
                 limits: Limits::default(),
+                pull_policy: PullPolicy::default(),
                 mounts: Vec::new(),
                 ports: Vec::new(),
             })
@@ -146,11 +147,25 @@ fn a_pull_backs_off_and_says_so() {
         let now = container.deadline().unwrap();
         let now = Now { monotonic: now, wall: 0 };
         assert_eq!(container.supervise(ContainerEvent::Timer, RULES, now), [Step::Pull]);
-        container.supervise(ContainerEvent::ImageFailed("no such image".to_owned()), RULES, now);
+        container.supervise(ContainerEvent::ImageFailed(ImageFailure::Pull("no such image".to_owned())), RULES, now);
         assert_eq!(container.deadline(), Some(now.monotonic + Duration::from_secs(delay)));
         let ContainerState::Waiting { reason, message } = container.state() else { panic!() };
         assert!(reason == word && message.contains("no such image"), "{reason} {message}");
     }
+}
+
+#[test]
+fn an_image_that_may_not_be_pulled_is_looked_for_again_when_one_comes() {
+    let mut container = Container::new("main".try_into().unwrap());
+    for _ in 0..3 {
+        let now = Now { monotonic: container.deadline().unwrap(), wall: 0 };
+        assert_eq!(container.supervise(ContainerEvent::Timer, RULES, now), [Step::Pull]);
+        container.supervise(ContainerEvent::ImageFailed(ImageFailure::Never("not here".to_owned())), RULES, now);
+        let ContainerState::Waiting { reason, message } = container.state() else { panic!() };
+        assert_eq!((reason.as_str(), message.as_str()), ("ErrImageNeverPull", "not here"));
+    }
+    assert_eq!(container.supervise(ContainerEvent::NewImages, RULES, at(0)), [Step::Pull]);
+    assert_eq!(container.supervise(ContainerEvent::NewImages, RULES, at(0)), []);
 }
 
 #[test]
@@ -329,7 +344,11 @@ impl World {
         let mut index = usize::from(which) % total;
         if let Some(key) = self.pulling.iter().nth(index).cloned() {
             self.pulling.remove(&key);
-            let event = if well { ContainerEvent::ImageReady } else { ContainerEvent::ImageFailed("no".to_owned()) };
+            let event = if well {
+                ContainerEvent::ImageReady
+            } else {
+                ContainerEvent::ImageFailed(ImageFailure::Pull("no".to_owned()))
+            };
             return self.give(node, &key, event);
         }
         index -= self.pulling.len();

@@ -2,17 +2,12 @@
 //!
 //! Owns the socket between. The terminal itself is opened by the runtime, inside the container.
 
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-
-/// Longest name that comes with a terminal, in bytes.
-const NAME_MAXIMUM: usize = 4096;
+use skeg_runtime::{receive_terminal, terminal_pair};
 
 /// The way of one terminal.
 #[derive(Debug)]
@@ -20,9 +15,9 @@ pub(crate) enum Console {
     /// The process has no terminal.
     None,
     /// Somebody else takes it.
-    Socket(UnixStream),
+    Socket(OwnedFd),
     /// This process takes it: the ends for the container and for itself.
-    Own { container: UnixStream, own: UnixStream },
+    Own { container: OwnedFd, own: OwnedFd },
 }
 
 impl Console {
@@ -36,11 +31,12 @@ impl Console {
             (false, Some(_)) => bail!("--console-socket needs a process with a terminal; set process.terminal"),
             (true, Some(path)) => {
                 let socket = UnixStream::connect(path);
-                Ok(Console::Socket(socket.with_context(|| format!("cannot connect to the console socket {path:?}"))?))
+                let socket = socket.with_context(|| format!("cannot connect to the console socket {path:?}"))?;
+                Ok(Console::Socket(socket.into()))
             }
             (true, None) if detached => bail!("a detached process with a terminal needs --console-socket"),
             (true, None) => {
-                let (container, own) = UnixStream::pair().context("cannot make a pair of sockets")?;
+                let (container, own) = terminal_pair().context("cannot make a pair of sockets")?;
                 Ok(Console::Own { container, own })
             }
         }
@@ -49,7 +45,7 @@ impl Console {
     /// The end for the container.
     pub(crate) fn end(&self) -> anyhow::Result<Option<OwnedFd>> {
         let (Console::Socket(socket) | Console::Own { container: socket, .. }) = self else { return Ok(None) };
-        Ok(Some(socket.try_clone().context("cannot copy a socket")?.into()))
+        Ok(Some(socket.try_clone().context("cannot copy a socket")?))
     }
 
     /// The master, if this process takes it. Call it when the process has started.
@@ -57,15 +53,6 @@ impl Console {
         let Console::Own { container, own } = self else { return Ok(None) };
         // Only the container's end is left: if it sends nothing, the wait ends.
         drop(container);
-        let mut name = [0; NAME_MAXIMUM];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut buffer = RecvAncillaryBuffer::new(&mut space);
-        recvmsg(&own, &mut [IoSliceMut::new(&mut name)], &mut buffer, RecvFlags::CMSG_CLOEXEC)
-            .context("cannot receive the terminal")?;
-        let master = buffer.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            _ => None,
-        });
-        Ok(Some(master.context("the container has sent no terminal")?))
+        Ok(Some(receive_terminal(&own).context("cannot receive the terminal")?))
     }
 }

@@ -50,9 +50,6 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         home::add(&mut process, Path::new(&format!("/proc/{}/root", init.pid)), &[]);
     }
     let console = Console::new(process.terminal() == Some(true), options.console_socket.as_deref(), options.detach)?;
-    if console.end()?.is_some() || preserve_fds > 0 {
-        bail!("terminals and descriptors passed on are not supported yet");
-    }
     // Before the clone: no signal and no end of a child is lost.
     let signals = if options.detach { None } else { Some(Signals::catch()?) };
     let cgroup = cgroup(&container, &options.cgroup)?;
@@ -63,6 +60,9 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         cgroup: Some(&cgroup),
         stdio: own_streams()?,
         reaper: Reaper::Caller,
+        console: console.end()?,
+        preserve_fds,
+        keyring: container.record.keyring.clone(),
     })?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, started.pid)?;

@@ -12,7 +12,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::termios::tcgetwinsize;
-use skeg_runtime::{Exit, Started, Terminal, send_signal, wait};
+use skeg_runtime::{Exit, Started, resize_terminal, send_signal, wait};
 
 use super::notify::Notify;
 use crate::commands::RawTerminal;
@@ -139,7 +139,9 @@ impl Carrier {
     /// Gives the container's terminal the size of this one.
     fn resize(&self) -> anyhow::Result<()> {
         match tcgetwinsize(io::stdin()) {
-            Ok(size) => Ok(Terminal::resize(self.master.as_fd(), size.ws_row, size.ws_col)?),
+            Ok(size) => {
+                resize_terminal(self.master.as_fd(), size.ws_row, size.ws_col).context("cannot resize the terminal")
+            }
             // Standard input is no terminal: there is no size to give.
             Err(_) => Ok(()),
         }

@@ -69,6 +69,7 @@ impl Bundle {
             annotations: self.spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
             cgroup,
             owns_cgroup: false,
+            keyring: None,
             init: None,
         }
     }
@@ -171,9 +172,10 @@ fn start_process(
     if let Some(process) = spec.process_mut() {
         home::add(process, &record.rootfs, &mounts);
     }
-    refuse_for_now(console.end()?.is_some(), preserve_fds, options)?;
     let socket = locked.file(START_SOCKET);
     let start_socket = waits.then(|| bind_start_socket(&socket).with_context(|| format!("cannot make {socket:?}")));
+    record.keyring = (!options.no_new_keyring).then(|| format!("_ses.{}", options.id));
+    let keyring = record.keyring.clone();
     let pid_file = options.pid_file.as_deref().map(std::path::absolute).transpose().context("--pid-file")?;
     // Relative sources of bind mounts count from the bundle (config.md, "Mounts").
     std::env::set_current_dir(&record.bundle).with_context(|| format!("cannot enter {:?}", record.bundle))?;
@@ -185,7 +187,14 @@ fn start_process(
         user: None,
         stdio: own_streams()?,
         reaper: Reaper::Caller,
-        extras: Extras { start_socket: start_socket.transpose()?, hooks: Some(&hooks) },
+        extras: Extras {
+            start_socket: start_socket.transpose()?,
+            hooks: Some(&hooks),
+            console: console.end()?,
+            preserve_fds,
+            no_pivot: options.no_pivot,
+            keyring,
+        },
     };
     let started = Plan::compile(request)?.start()?;
     record.init = Some(Init::of(started.pid).context("cannot look at the new process")?);
@@ -194,14 +203,6 @@ fn start_process(
         write_pid_file(&path, started.pid)?;
     }
     Ok(started)
-}
-
-/// What the runtime cannot do yet.
-fn refuse_for_now(console: bool, preserve_fds: u32, options: &Create) -> anyhow::Result<()> {
-    if console || preserve_fds > 0 || options.no_pivot {
-        bail!("terminals, descriptors passed on and --no-pivot are not supported yet");
-    }
-    Ok(())
 }
 
 /// Copies of this process's standard streams.

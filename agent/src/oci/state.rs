@@ -32,6 +32,8 @@ pub(crate) struct Record {
     pub(crate) cgroup: BTreeMap<String, PathBuf>,
     /// The cgroup was made, or found empty, so that all that runs in it is this container's.
     pub(crate) owns_cgroup: bool,
+    /// The name of its session keyring, if it has its own.
+    pub(crate) keyring: Option<String>,
     /// Its first process, once there is one.
     pub(crate) init: Option<Init>,
 }
@@ -179,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_process_may_be_called_anything() {
-        let rest = "1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        let rest = "1 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
         for name in ["sh", "a) Z 1 (b", ""] {
             let stat = Stat::parse(&format!("7 ({name}) S {rest}"));
             assert_eq!(stat, Some(Stat { ended: false, started: 4711 }));

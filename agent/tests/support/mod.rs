@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use controller::Controller;
-use skeg_protocol::manifest::{Image, ImageSource, Limits, RestartPolicy, Security};
+use skeg_protocol::manifest::{Image, ImageSource, Limits, PullPolicy, RestartPolicy, Security};
 use skeg_protocol::{Container, ContainerState, Digest, Pod, PodStatus, Uid};
 
 const SKEGD: &str = env!("CARGO_BIN_EXE_skegd");
@@ -142,6 +142,7 @@ impl Device {
                 working_dir: None,
                 security: Security::default(),
                 limits: Limits::default(),
+                pull_policy: PullPolicy::default(),
                 mounts: Vec::new(),
                 ports: Vec::new(),
             }],

@@ -30,7 +30,8 @@ pub(super) fn prepare(pod: &mut Value) -> Result<(), ApiError> {
     default(spec, "schedulerName", json!("default-scheduler"));
     default(spec, "securityContext", json!({}));
     for container in spec["containers"].as_array_mut().into_iter().flatten() {
-        default(container, "imagePullPolicy", json!("IfNotPresent"));
+        let policy = default_pull_policy(container["image"].as_str().unwrap_or_default());
+        default(container, "imagePullPolicy", json!(policy));
         default(container, "terminationMessagePath", json!("/dev/termination-log"));
         default(container, "terminationMessagePolicy", json!("File"));
         default(container, "resources", json!({}));
@@ -40,6 +41,14 @@ pub(super) fn prepare(pod: &mut Value) -> Result<(), ApiError> {
     }
     pod["status"] = json!({"phase": "Pending"});
     Ok(())
+}
+
+/// Kubernetes' rule: what is called `latest`, by word or by default, may mean something else tomorrow.
+fn default_pull_policy(image: &str) -> &'static str {
+    match image.parse::<skeg_images::Reference>() {
+        Ok(reference) if reference.digest().is_none() && reference.tag().unwrap_or("latest") == "latest" => "Always",
+        _ => "IfNotPresent",
+    }
 }
 
 /// Checks that a change touches only what may change in a pod's life: metadata and images.

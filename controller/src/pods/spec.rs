@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 use skeg_protocol::limits::MAX_FRAME;
 use skeg_protocol::manifest::{
-    Container, EnvVar, Image, Limits, Pod, Port, Protocol, RestartPolicy, Security, Volume, VolumeMount, VolumeSource,
+    Container, EnvVar, Image, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy, Security, Volume, VolumeMount,
+    VolumeSource,
 };
 use skeg_protocol::{Invalid, Uid};
 
@@ -219,8 +220,8 @@ fn container(
     at.only("stdin", &[json!(false)])?;
     at.only("stdinOnce", &[json!(false)])?;
     at.only("tty", &[json!(false)])?;
-    // The controller resolves a reference once and the device keeps to that content.
-    at.only("imagePullPolicy", &[json!("IfNotPresent")])?;
+    // Whether the reference is asked for anew is the controller's; the device keeps to the content that it is told.
+    at.only("imagePullPolicy", &[json!("Always"), json!("IfNotPresent"), json!("Never")])?;
     let reference = at.need("image")?;
     if let Err(error) = reference.text()?.parse::<skeg_images::Reference>() {
         return Err(Invalid { field: reference.path().to_owned(), problem: error.to_string() }.into());
@@ -229,6 +230,10 @@ fn container(
     Ok(Container {
         name: at.need("name")?.bounded()?,
         image: image(reference.text()?),
+        pull_policy: match at.get("imagePullPolicy")? {
+            Some(policy) if policy.text()? == "Never" => PullPolicy::Never,
+            _ => PullPolicy::IfNotPresent,
+        },
         command: at.texts("command")?,
         args: at.texts("args")?,
         env: variables.iter().map(variable).collect::<Result<_, Fault>>()?,

@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use skeg_protocol::codec::{Decoder, encode};
 use skeg_protocol::id::{Digest, Uid};
 use skeg_protocol::manifest::{
-    Container, EnvVar, Image, ImageSource, Limits, Pod, Port, Protocol, RestartPolicy, Security, Volume, VolumeMount,
-    VolumeSource,
+    Container, EnvVar, Image, ImageSource, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy, Security, Volume,
+    VolumeMount, VolumeSource,
 };
 use skeg_protocol::message::{
-    Channel, GetStatus, Heartbeat, Held, Hello, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused, Message,
-    NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
+    Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
+    Message, NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
     StreamOpen, StreamRequest, StreamResize, Versions, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
@@ -89,10 +89,13 @@ fn container() -> impl Strategy<Value = Container> {
     let mount =
         (short(), text(), any::<bool>()).prop_map(|(volume, path, read_only)| VolumeMount { volume, path, read_only });
     let words = (vec(text(), 0..3), vec(text(), 0..3), vec(env, 0..3), option::of(text()));
-    (short(), image(), words, security(), limits(), vec(mount, 0..3), vec(port(), 0..3)).prop_map(
-        |(name, image, (command, args, env, working_dir), security, limits, mounts, ports)| Container {
+    let policy = prop_oneof![Just(PullPolicy::IfNotPresent), Just(PullPolicy::Never)];
+    let image = (image(), policy);
+    (short(), image, words, security(), limits(), vec(mount, 0..3), vec(port(), 0..3)).prop_map(
+        |(name, (image, pull_policy), (command, args, env, working_dir), security, limits, mounts, ports)| Container {
             name,
             image,
+            pull_policy,
             command,
             args,
             env,
@@ -163,6 +166,20 @@ fn pod_status() -> impl Strategy<Value = PodStatus> {
     )
 }
 
+fn image_request() -> impl Strategy<Value = ImageRequest> {
+    prop_oneof![
+        Just(ImageRequest::List),
+        Just(ImageRequest::Usage),
+        Just(ImageRequest::Prune),
+        Just(ImageRequest::Verify),
+        vec(text(), 0..4).prop_map(|images| ImageRequest::Inspect { images }),
+        vec(text(), 0..4).prop_map(|images| ImageRequest::Remove { images }),
+        text().prop_map(|reference| ImageRequest::Pull { reference }),
+        (text(), option::of(text())).prop_map(|(path, name)| ImageRequest::Import { path, name }),
+        (vec(text(), 0..4), text()).prop_map(|(images, path)| ImageRequest::Export { images, path }),
+    ]
+}
+
 fn stream_request() -> impl Strategy<Value = StreamRequest> {
     prop_oneof![
         (uid(), short(), any::<bool>(), option::of(any::<u32>()), any::<bool>(), any::<bool>()).prop_map(
@@ -178,6 +195,7 @@ fn stream_request() -> impl Strategy<Value = StreamRequest> {
         (uid(), short(), vec(text(), 0..4), any::<bool>(), any::<bool>()).prop_map(
             |(pod, container, command, tty, stdin)| { StreamRequest::Exec { pod, container, command, tty, stdin } }
         ),
+        image_request().prop_map(StreamRequest::Image),
     ]
 }
 

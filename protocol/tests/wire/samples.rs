@@ -3,12 +3,12 @@
 
 use skeg_protocol::id::{Digest, Uid};
 use skeg_protocol::manifest::{
-    Container, EnvVar, Image, ImageSource, Limits, Pod, Port, Protocol, RestartPolicy, Security, Volume, VolumeMount,
-    VolumeSource,
+    Container, EnvVar, Image, ImageSource, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy, Security, Volume,
+    VolumeMount, VolumeSource,
 };
 use skeg_protocol::message::{
-    Channel, GetStatus, Heartbeat, Held, Hello, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused, Message,
-    NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
+    Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
+    Message, NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
     StreamOpen, StreamRequest, StreamResize, VERSIONS, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination, reason};
@@ -64,6 +64,7 @@ pub(crate) fn pod() -> Pod {
             add_capabilities: vec![short("NET_BIND_SERVICE")],
             drop_capabilities: vec![short("ALL")],
         },
+        pull_policy: PullPolicy::Never,
         limits: Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), pids: Some(32) },
         mounts: vec![VolumeMount { volume: short("data"), path: "/data".to_owned(), read_only: true }],
         ports: vec![Port {
@@ -133,6 +134,7 @@ pub(crate) fn messages() -> Vec<Message> {
         tty: true,
         stdin: false,
     };
+    let export = ImageRequest::Export { images: vec!["demo/web:1".to_owned()], path: "/tmp/web.tar".to_owned() };
     let refused = "spec.containers[0].image: must have 1 to 1024 bytes".to_owned();
     let local = LocalPod { namespace: short("default"), name: short("web-0"), status: pod_status() };
     vec![
@@ -148,6 +150,7 @@ pub(crate) fn messages() -> Vec<Message> {
         StatusUpdate { full: true, pods: vec![pod_status()], removed: vec![Uid([0x33; 16])] }.into(),
         StreamOpen { id: 1, request: logs }.into(),
         StreamOpen { id: 2, request: exec }.into(),
+        StreamOpen { id: 3, request: StreamRequest::Image(export) }.into(),
         StreamData { id: 1, channel: Channel::Stdout, bytes: b"hello\n".to_vec() }.into(),
         StreamCredit { id: 1, bytes: 32768 }.into(),
         StreamResize { id: 2, columns: 120, rows: 40 }.into(),

@@ -20,11 +20,12 @@ use crate::process::{self, Ending};
 use crate::seccomp::Agent;
 use crate::step::Step;
 use crate::sys::CloneRequest;
+use crate::terminal;
 use oci::LinuxNamespaceType as Kind;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What becomes the container's root.
 #[derive(Clone, Debug)]
@@ -73,6 +74,15 @@ pub struct Extras<'a> {
     pub start_socket: Option<OwnedFd>,
     /// What hooks are told. Needed if the specification has hooks around creation and start.
     pub hooks: Option<&'a HookState>,
+    /// A connected socket that gets the master of the process's terminal; the standard streams are then the terminal's,
+    /// not the request's. See [`crate::terminal_pair`].
+    pub console: Option<OwnedFd>,
+    /// So many open descriptors of the caller from 3 on go to the process.
+    pub preserve_fds: u32,
+    /// Moves the root over the old one instead of pivot_root(2), which an initramfs refuses.
+    pub no_pivot: bool,
+    /// The name of a session keyring for the container; keyrings(7). Without one it has the caller's.
+    pub keyring: Option<String>,
 }
 
 /// Why a plan could not be made.
@@ -160,8 +170,15 @@ impl Plan {
         compiler.steps.push(Step::Undumpable);
         compiler.namespaces(cgroup, &namespaces::Given { network, user }, root)?;
         compiler.steps.push(Step::NewSession);
-        process::streams(stdio, &mut compiler.steps, &mut compiler.held)?;
-        let mut ending = Ending { keep: vec![channel.child.as_raw_fd()], ..Ending::default() };
+        let console = extras.console.map(above_standard).transpose()?;
+        let console_number = console.as_ref().map(AsRawFd::as_raw_fd);
+        match console {
+            Some(console) => compiler.held.push(console),
+            None => process::streams(stdio, &mut compiler.steps, &mut compiler.held)?,
+        }
+        let preserve = extras.preserve_fds;
+        compiler.slots.next += process::preserved(preserve)?;
+        let mut ending = Ending { keep: vec![channel.child.as_raw_fd()], preserve, wait: Vec::new() };
         compiler.wait(extras.start_socket, &mut ending)?;
         compiler.slots.taken.extend(compiler.held.iter().map(AsRawFd::as_raw_fd));
         if compiler.lists(Kind::Mount) {
@@ -170,16 +187,22 @@ impl Plan {
         if compiler.user_namespace.is_some() {
             compiler.steps.push(Step::BecomeRoot);
         }
+        if let Some(name) = extras.keyring {
+            compiler.steps.push(Step::SessionKeyring { name: process::c_string("keyring", name)? });
+        }
         compiler.root(root)?;
         compiler.mounts()?;
         compiler.devices()?;
+        if let Some(console) = console_number {
+            compiler.terminal(process, console)?;
+        }
         compiler.hidden_paths()?;
         compiler.names()?;
         compiler.sysctls()?;
         compiler.working_folder(process.cwd())?;
         let hooks = compiler.create_hooks(extras.hooks)?;
         compiler.make_mounts_read_only();
-        compiler.steps.push(compiler.enter_root());
+        compiler.enter_root(extras.no_pivot)?;
         if spec.root().as_ref().and_then(oci::Root::readonly) == Some(true) {
             compiler.steps.push(Step::ReadOnlyRoot);
         }
@@ -226,13 +249,13 @@ pub(crate) fn enter_cgroup(
 }
 
 /// Descriptor numbers that the child opens at, chosen so that they meet none that the plan holds.
-struct Slots {
-    taken: Vec<i32>,
-    next: i32,
+pub(crate) struct Slots {
+    pub(crate) taken: Vec<i32>,
+    pub(crate) next: i32,
 }
 
 impl Slots {
-    fn take(&mut self) -> i32 {
+    pub(crate) fn take(&mut self) -> i32 {
         while self.taken.contains(&self.next) {
             self.next += 1;
         }
@@ -307,10 +330,31 @@ impl Compiler<'_> {
         Ok(Some(CreateHooks { spec: self.spec.clone(), state: state.clone() }))
     }
 
-    /// Without a mount namespace of its own a container only sees another root: the mounts are the caller's, and stay.
-    fn enter_root(&self) -> Step {
+    fn terminal(&mut self, process: &oci::Process, console: i32) -> Result<(), PlanError> {
+        let target = filesystem::target("process.terminal", Path::new("/dev/console"), true)?;
+        let place = (self.root, Some(target));
+        terminal::terminal(process, console, place, &mut self.slots, &mut self.steps)
+    }
+
+    /// Without a mount namespace of its own a container only sees another root: the mounts are the caller's, and stay,
+    /// as with runc and crun.
+    fn enter_root(&mut self, no_pivot: bool) -> Result<(), PlanError> {
         let root = self.root;
-        if self.lists(Kind::Mount) { Step::PivotRoot { root } } else { Step::ChangeRoot { root } }
+        if !self.lists(Kind::Mount) {
+            self.steps.push(Step::ChangeRoot { root });
+        } else if no_pivot {
+            let table = PathBuf::from("/proc/self/mountinfo");
+            let read = std::fs::read_to_string(&table);
+            let read =
+                read.map_err(|source| PlanError::Path { at: "mounts of the host".into(), path: table, source })?;
+            for path in kernel_mounts(&read) {
+                self.steps.push(Step::Hide { path: process::c_string("mounts of the host", path)? });
+            }
+            self.steps.push(Step::MoveRoot { root });
+        } else {
+            self.steps.push(Step::PivotRoot { root });
+        }
+        Ok(())
     }
 
     fn score(&mut self, process: &oci::Process) {
@@ -336,6 +380,30 @@ impl Compiler<'_> {
     }
 }
 
+/// The places of every procfs and sysfs in a mount table, the last mounted first; proc_pid_mountinfo(5).
+fn kernel_mounts(table: &str) -> Vec<Vec<u8>> {
+    let place = |line: &str| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let kind = filesystem.split(' ').next()?;
+        let place = mount.split(' ').nth(4)?;
+        matches!(kind, "proc" | "sysfs").then(|| unescape(place))
+    };
+    table.lines().rev().filter_map(place).collect()
+}
+
+/// Reads the octal escapes of a mount table, as `\\040` for a space.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    while let [first, rest @ ..] = bytes {
+        let escaped = rest.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        let value = escaped.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        plain.push(value.unwrap_or(*first));
+        bytes = if value.is_some() { &rest[3..] } else { rest };
+    }
+    plain
+}
+
 /// Refuses what would silently make a container less confined, or other, than its specification says.
 fn unsupported(spec: &oci::Spec) -> Result<(), PlanError> {
     let default = oci::Linux::default();
@@ -353,6 +421,12 @@ fn unsupported(spec: &oci::Spec) -> Result<(), PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernel_filesystems_are_found_in_a_mount_table() {
+        let table = "22 1 0:4 / /proc rw - proc proc rw\n23 1 0:5 / /a\\040b rw shared:3 - sysfs s rw\n24 1 0:6 / /x rw - tmpfs proc rw\n";
+        assert_eq!(kernel_mounts(table), [b"/a b".to_vec(), b"/proc".to_vec()]);
+    }
 
     #[test]
     fn slots_meet_no_descriptor_in_use() {

@@ -10,6 +10,7 @@ mod filesystem;
 mod hide;
 mod mount;
 mod target;
+mod terminal;
 
 pub(crate) use attributes::AttributeStep;
 pub(crate) use device::Device;
@@ -69,7 +70,29 @@ pub(crate) enum Step {
     BecomeRoot,
     LoopbackUp,
     NewSession,
+    OpenTerminal {
+        root: i32,
+        master: i32,
+        slave: i32,
+        size: Option<(u16, u16)>,
+    },
+    BindConsole {
+        root: i32,
+        target: Target,
+        slave: i32,
+    },
+    SendTerminal {
+        console: i32,
+        master: i32,
+    },
     TakeTerminal,
+    /// Lets the process's user open its streams again by name, as `/dev/stdout`.
+    OwnStreams {
+        user: u32,
+    },
+    SessionKeyring {
+        name: CString,
+    },
     OutOfMemoryScore {
         value: String,
     },
@@ -89,6 +112,13 @@ pub(crate) enum Step {
         root: i32,
     },
     ChangeRoot {
+        root: i32,
+    },
+    /// Takes a kernel's filesystem of the host out of sight, which [`Step::MoveRoot`] would leave within reach.
+    Hide {
+        path: CString,
+    },
+    MoveRoot {
         root: i32,
     },
     CloseDescriptors {
@@ -163,6 +193,11 @@ impl Step {
             Step::BecomeRoot => become_user(0, 0, &[]),
             Step::LoopbackUp => sys::bring_loopback_up(),
             Step::NewSession => sys::new_session(),
+            Step::OpenTerminal { root, master, slave, size } => terminal::open(*root, *master, *slave, *size),
+            Step::BindConsole { root, target, slave } => terminal::bind_console(*root, target, *slave),
+            Step::SendTerminal { console, master } => sys::send_descriptor(*console, b"/dev/ptmx", *master),
+            Step::OwnStreams { user } => (0..3).try_for_each(|stream| own_stream(stream, *user)),
+            Step::SessionKeyring { name } => join_keyring(name),
             Step::TakeTerminal => sys::take_terminal(0),
             Step::OutOfMemoryScore { value } => write_host_file(c"/proc/self/oom_score_adj", value.as_bytes()),
             Step::Filesystem(step) => step.run(),
@@ -172,6 +207,8 @@ impl Step {
             Step::StandardStream { from, onto } => sys::duplicate_onto(*from, *onto, false),
             Step::PivotRoot { root } => pivot(*root),
             Step::ChangeRoot { root } => change_root(*root),
+            Step::Hide { path } => hide(path),
+            Step::MoveRoot { root } => move_root(*root),
             Step::CloseDescriptors { first, keep } => close_descriptors(*first, keep),
             // The walk does these: they are words of the handshake.
             Step::Clone { .. } | Step::AwaitCaller | Step::AwaitStart { .. } => Err(Errno(libc::ENOSYS)),
@@ -222,6 +259,54 @@ fn change_root(root: i32) -> sys::Result<()> {
     sys::change_folder_to(root)?;
     sys::change_root(c".")?;
     sys::change_folder(c"/")
+}
+
+/// Moves the root over the old one, where pivot_root(2) is impossible: the old root is an initramfs.
+fn move_root(root: i32) -> sys::Result<()> {
+    sys::change_folder_to(root)?;
+    sys::mount(Some(c"."), c"/", None, libc::MS_MOVE, None)?;
+    sys::change_root(c".")?;
+    sys::change_folder(c"/")
+}
+
+/// Unmounts, or covers what a user namespace may not unmount.
+fn hide(path: &CStr) -> sys::Result<()> {
+    match sys::unmount(path, libc::MNT_DETACH) {
+        Err(Errno(libc::EINVAL | libc::EPERM)) => {
+            let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+            sys::mount(Some(c"tmpfs"), path, Some(c"tmpfs"), flags, Some(c"nr_blocks=1,nr_inodes=1"))
+        }
+        // Below one that is gone already.
+        Err(Errno(libc::ENOENT)) => Ok(()),
+        result => result,
+    }
+}
+
+/// Pipes, sockets and terminals only: another file or device of the host keeps its owner.
+fn own_stream(stream: i32, user: u32) -> sys::Result<()> {
+    let own = match sys::stat(stream) {
+        // The caller has given a closed stream, which is its right.
+        Err(Errno(libc::EBADF)) => return Ok(()),
+        stat => stat?.mode & libc::S_IFMT,
+    };
+    if own != libc::S_IFIFO && own != libc::S_IFSOCK && sys::filesystem_kind(stream)? != terminal::DEVPTS_MAGIC {
+        return Ok(());
+    }
+    // The greatest number leaves the group as it is; chown(2).
+    match sys::change_owner_of(stream, user, u32::MAX) {
+        // It belongs to somebody outside of the user namespace, or to a read-only filesystem.
+        Err(Errno(libc::EPERM | libc::EINVAL | libc::EROFS)) => Ok(()),
+        result => result,
+    }
+}
+
+/// Leaves the caller's session keyring for one of the container's own; keyrings(7). Whoever enters later may find it.
+fn join_keyring(name: &CStr) -> sys::Result<()> {
+    match sys::join_session_keyring(name) {
+        // A kernel without keys has none to keep apart.
+        Err(Errno(libc::ENOSYS)) => Ok(()),
+        keyring => sys::let_user_search_keyring(keyring?),
+    }
 }
 
 /// Closes all from the first on, but those that are kept, which are in order.
@@ -330,6 +415,14 @@ impl fmt::Display for Step {
             Step::BecomeRoot => write!(out, "become root of the user namespace"),
             Step::LoopbackUp => write!(out, "bring loopback up"),
             Step::NewSession => write!(out, "start a session"),
+            Step::OpenTerminal { size: None, .. } => write!(out, "open a terminal"),
+            Step::OpenTerminal { size: Some((rows, columns)), .. } => {
+                write!(out, "open a terminal of {rows} rows and {columns} columns")
+            }
+            Step::BindConsole { target, .. } => write!(out, "bind the terminal on {target}"),
+            Step::SendTerminal { .. } => write!(out, "send the terminal to the console socket"),
+            Step::OwnStreams { user } => write!(out, "give the streams to user {user}"),
+            Step::SessionKeyring { name } => write!(out, "join session keyring {}", text(name)),
             Step::TakeTerminal => write!(out, "take the terminal"),
             Step::OutOfMemoryScore { value } => write!(out, "set oom_score_adj {value}"),
             Step::Filesystem(step) => write!(out, "{step}"),
@@ -341,6 +434,8 @@ impl fmt::Display for Step {
             }
             Step::PivotRoot { .. } => write!(out, "pivot into the root"),
             Step::CloseDescriptors { .. } => write!(out, "close all other descriptors"),
+            Step::Hide { path } => write!(out, "unmount {}", text(path)),
+            Step::MoveRoot { .. } => write!(out, "move the root over the old one"),
             Step::ChangeRoot { .. } => write!(out, "change into the root"),
             Step::AwaitCaller => write!(out, "wait for the caller"),
             Step::AwaitStart { .. } => write!(out, "wait for the start"),

@@ -191,11 +191,39 @@ pub(crate) fn accept(listener: i32) -> Result<i32> {
     }
 }
 
+/// shutdown(2) of both directions; a listening socket refuses connections from then on.
+pub(crate) fn shut_down(socket: i32) -> Result<()> {
+    // SAFETY: plain integers.
+    check(unsafe { libc::syscall(libc::SYS_shutdown, socket, libc::SHUT_RDWR) }).map(drop)
+}
+
 /// dup3(2). `close_on_exec` is kept off for standard streams.
 pub(crate) fn duplicate_onto(from: i32, onto: i32, close_on_exec: bool) -> Result<()> {
     let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: plain integers; the caller owns the number `onto`.
     check(unsafe { libc::syscall(libc::SYS_dup3, from, onto, flags) }).map(drop)
+}
+
+/// Tells whether a number is an open descriptor's, by fcntl(2).
+pub(crate) fn is_open(fd: i32) -> bool {
+    // SAFETY: plain integers; F_GETFD changes nothing.
+    check(unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFD) }).is_ok()
+}
+
+/// keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`; returns the keyring's serial number.
+pub(crate) fn join_session_keyring(name: &CStr) -> Result<i32> {
+    const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    let value = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    Ok(check(value)? as i32)
+}
+
+/// keyctl(2), `KEYCTL_SETPERM`: all for its possessor; view, read, search and link for its user.
+pub(crate) fn let_user_search_keyring(keyring: i32) -> Result<()> {
+    const KEYCTL_SETPERM: i32 = 5;
+    const PERMISSIONS: u32 = 0x3f1b_0000;
+    // SAFETY: plain integers.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, keyring, PERMISSIONS) }).map(drop)
 }
 
 /// close_range(2).

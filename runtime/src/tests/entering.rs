@@ -1,7 +1,10 @@
 //! Entering a running container, and whose child a process becomes.
 
 use super::support::{Ground, cannot_run, change_process, shell, with_arguments};
-use crate::{ExecRequest, Exit, Limits, Reaper, StartError, Started, Stdio, Terminal, capabilities, exec, oci, wait};
+use crate::{
+    ExecRequest, Exit, Limits, Reaper, StartError, Started, Stdio, capabilities, exec, oci, receive_terminal,
+    resize_terminal, terminal_pair, wait,
+};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -17,8 +20,17 @@ pub(super) fn enter(
     let stdio =
         Stdio { stdin: File::open("/dev/null").unwrap().into(), stdout: write.try_clone().unwrap(), stderr: write };
     let cgroup = ground.cgroup.as_ref();
-    let started =
-        exec(ExecRequest { target: target.pidfd.as_fd(), process, spec, cgroup, stdio, reaper: Reaper::Caller })?;
+    let started = exec(ExecRequest {
+        target: target.pidfd.as_fd(),
+        process,
+        spec,
+        cgroup,
+        stdio,
+        reaper: Reaper::Caller,
+        console: None,
+        preserve_fds: 0,
+        keyring: None,
+    })?;
     let mut output = String::new();
     File::from(read).read_to_string(&mut output).unwrap();
     Ok((wait(&started).unwrap(), output))
@@ -135,18 +147,30 @@ fn a_terminal_is_one_of_the_container_s() {
     }
     let ground = Ground::with_cgroup(&Limits::default());
     let (spec, target) = sleeper(&ground);
-    let Terminal { master, slave } = Terminal::open(target.pidfd.as_fd()).unwrap();
-    Terminal::resize(master.as_fd(), 33, 99).unwrap();
-    let process = change_process(shell("busybox tty; busybox stty size; read x; echo got $x"), |process| {
-        process.set_terminal(Some(true));
-    });
-    let process = process.process().as_ref().unwrap();
-    let stdio = Stdio { stdin: slave.try_clone().unwrap(), stdout: slave.try_clone().unwrap(), stderr: slave };
-    let cgroup = ground.cgroup.as_ref();
-    let request =
-        ExecRequest { target: target.pidfd.as_fd(), process, spec: &spec, cgroup, stdio, reaper: Reaper::Caller };
+    let process = change_process(
+        shell("busybox tty; busybox stty size; read x; echo got $x; busybox stat -c %u $(busybox tty)"),
+        |process| {
+            process
+                .set_terminal(Some(true))
+                .set_console_size(Some(oci::BoxBuilder::default().height(33_u64).width(99_u64).build().unwrap()));
+            process.set_user(oci::UserBuilder::default().uid(7_u32).gid(8_u32).build().unwrap());
+        },
+    );
+    let (console, receiver) = terminal_pair().unwrap();
+    let null = || File::open("/dev/null").unwrap().into();
+    let request = ExecRequest {
+        target: target.pidfd.as_fd(),
+        process: process.process().as_ref().unwrap(),
+        spec: &spec,
+        cgroup: ground.cgroup.as_ref(),
+        stdio: Stdio { stdin: null(), stdout: null(), stderr: null() },
+        reaper: Reaper::Caller,
+        console: Some(console),
+        preserve_fds: 0,
+        keyring: None,
+    };
     let started = exec(request).unwrap();
-    rustix::fs::fcntl_setfl(&master, rustix::fs::OFlags::empty()).unwrap();
+    let master = receive_terminal(&receiver).unwrap();
     let mut keyboard = File::from(master.try_clone().unwrap());
     let mut screen = BufReader::new(File::from(master));
     let mut line = || {
@@ -156,15 +180,19 @@ fn a_terminal_is_one_of_the_container_s() {
     };
     assert_eq!(line(), "/dev/pts/0");
     assert_eq!(line(), "33 99");
+    resize_terminal(keyboard.as_fd(), 44, 111).unwrap();
+    let size = rustix::termios::tcgetwinsize(&keyboard).unwrap();
+    assert_eq!((size.ws_row, size.ws_col), (44, 111));
     keyboard.write_all(b"tea\n").unwrap();
     assert_eq!(line(), "tea");
     assert_eq!(line(), "got tea");
+    assert_eq!(line(), "7");
     assert_eq!(wait(&started).unwrap(), Exit::Code(0));
 }
 
 /// Runs the calling test, named in full, once more in a process of its own, and returns what that printed. `None` in that
 /// process: it is to do its part.
-fn in_a_process_of_its_own(test: &str) -> Option<String> {
+pub(super) fn in_a_process_of_its_own(test: &str) -> Option<String> {
     const MARK: &str = "SKEG_TEST_IN_A_PROCESS_OF_ITS_OWN";
     if std::env::var_os(MARK).is_some() {
         return None;

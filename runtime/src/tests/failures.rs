@@ -2,8 +2,12 @@
 
 use super::support::{Ground, cannot_run, change_process, mount, shell, with_arguments, with_mounts};
 use crate::step::Step;
-use crate::{Limits, Plan, PlanError, StartError};
+use crate::{
+    Exit, Extras, HookState, Limits, Plan, PlanError, StartError, StartRequest, bind_start_socket, is_waiting,
+    start_waiting, terminal_pair, wait,
+};
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 #[test]
@@ -169,6 +173,56 @@ fn a_failure_at_any_step_of_an_entrance_leaves_nothing_behind() {
     let spec = super::namespaces::in_user_namespace("echo fine");
     fail_everywhere(&ground, || ground.plan(&spec).unwrap().0);
     assert_eq!(ground.run_spec(&spec).unwrap().output, "fine\n");
+}
+
+/// Everything at once: an entrance, hooks, a terminal, a keyring, and a start of its own.
+#[test]
+fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    super::namespaces::open(&ground);
+    let mut spec = change_process(super::namespaces::in_user_namespace("true"), |process| {
+        process.set_terminal(Some(true));
+    });
+    let hook = serde_json::json!([{"path": "/bin/busybox", "args": ["true"]}]);
+    let hooks = serde_json::json!({"createRuntime": hook, "createContainer": hook});
+    spec.set_hooks(Some(serde_json::from_value(hooks).unwrap()));
+    let (state, socket) = (HookState::default(), ground.path("start"));
+    let (console, _receiver) = terminal_pair().unwrap();
+    let create = || {
+        let _ = fs::remove_file(&socket);
+        let extras = Extras {
+            start_socket: Some(bind_start_socket(&socket).unwrap()),
+            hooks: Some(&state),
+            console: Some(console.try_clone().unwrap()),
+            keyring: Some("_ses.kiln".into()),
+            ..Extras::default()
+        };
+        ground.plan_with(&spec, extras).unwrap().0
+    };
+    let cgroup = ground.cgroup.as_ref();
+    let waits = create().steps.iter().position(|step| matches!(step, Step::AwaitStart { .. })).unwrap();
+    for at in 0..create().steps.len() {
+        let mut plan = create();
+        plan.steps.insert(at, Step::Fail);
+        let result = plan.start();
+        if at <= waits {
+            assert!(matches!(result, Err(StartError::Step { index, .. }) if index == at), "step {at}: {result:?}");
+        } else {
+            let started = result.unwrap();
+            let (pid, target) = (started.pid, started.pidfd.as_fd());
+            let error =
+                start_waiting(StartRequest { socket: &socket, pid, target, spec: &spec, cgroup, hooks: &state });
+            assert!(matches!(error, Err(StartError::Step { index, .. }) if index == at), "step {at}: {error:?}");
+            assert_eq!(wait(&started).unwrap(), Exit::Code(127));
+            assert!(!is_waiting(&socket).unwrap());
+        }
+        assert_eq!(cgroup.unwrap().processes().unwrap(), Vec::<i32>::new());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(ground.folder.path().to_str().unwrap()), "{mounts}");
 }
 
 #[test]

@@ -27,7 +27,8 @@ fn create(ground: &Ground, spec: &oci::Spec) -> Result<Created, StartError> {
     fs::create_dir_all(&folder).unwrap();
     let socket = folder.join("start");
     let state = state();
-    let extras = Extras { start_socket: Some(bind_start_socket(&socket).unwrap()), hooks: Some(&state) };
+    let extras =
+        Extras { start_socket: Some(bind_start_socket(&socket).unwrap()), hooks: Some(&state), ..Extras::default() };
     let (plan, output) = ground.plan_with(spec, extras)?;
     Ok(Created { started: plan.start()?, output, socket })
 }
@@ -87,7 +88,8 @@ fn a_created_container_that_is_killed_waits_no_more() {
     let created = create(&ground, &spec).unwrap();
     ground.cgroup.as_ref().unwrap().kill().unwrap();
     assert_eq!(wait(&created.started).unwrap(), Exit::Signal(libc::SIGKILL));
-    assert!(!is_waiting(&created.socket).unwrap());
+    // Children that other tests have just cloned hold copies of the socket for an instant.
+    while is_waiting(&created.socket).unwrap() {}
     assert!(matches!(start(&ground, &spec, &created), Err(StartError::NotWaiting { .. })));
 }
 

@@ -7,6 +7,7 @@ mod attributes;
 mod bounds;
 mod containers;
 mod entering;
+mod extras;
 mod failures;
 mod golden;
 mod life;

@@ -1,12 +1,15 @@
 //! A bundle for tests of the OCI command line: busybox as its root, and the real `skegd oci`.
 
 use std::fs;
-use std::io::{Read, Seek};
+use std::io::{IoSliceMut, Read, Seek};
+use std::mem::MaybeUninit;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
 pub const SKEGD: &str = env!("CARGO_BIN_EXE_skegd");
@@ -34,12 +37,7 @@ impl Bundle {
     /// Makes the bundle of a program. `name` must be its own in this test program.
     pub fn new(name: &str, arguments: &[&str]) -> Bundle {
         let folder = tempfile::Builder::new().prefix("skeg-oci-").tempdir().unwrap();
-        let bin = folder.path().join("rootfs/bin");
-        fs::create_dir_all(&bin).unwrap();
-        fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-        for applet in ["cat", "id", "ls", "sed", "sh", "sleep", "test", "tr", "true", "tty"] {
-            symlink("busybox", bin.join(applet)).unwrap();
-        }
+        fill(&folder.path().join("rootfs"));
         let bundle = Bundle { folder, cgroup: format!("skeg-oci-{name}-{}", std::process::id()) };
         bundle.works(&["spec"]);
         bundle.change(|config| {
@@ -144,9 +142,31 @@ impl Drop for Bundle {
     }
 }
 
+/// Makes a root of busybox.
+pub fn fill(root: &Path) {
+    let bin = root.join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    for applet in ["cat", "echo", "id", "ls", "sed", "sh", "sleep", "test", "tr", "true", "tty"] {
+        symlink("busybox", bin.join(applet)).unwrap();
+    }
+}
+
 /// Takes a namespace out of a configuration.
 pub fn without(config: &mut Value, kind: &str) {
     config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != kind);
+}
+
+/// Receives a descriptor.
+pub fn receive_file(socket: &UnixStream) -> fs::File {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut buffer = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(socket, &mut [IoSliceMut::new(&mut [0; 256])], &mut buffer, RecvFlags::empty()).unwrap();
+    let received = buffer.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    received.unwrap().into()
 }
 
 /// What a command wrote to its standard output.

@@ -1,12 +1,14 @@
-//! The OCI command line as engines and people call it: the real binary, real containers. Needs root and busybox-static.
+//! The OCI command line as engines and people call it: the real binary, real containers. Needs root and
+//! busybox-static; podman for one.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
 
 mod bundle;
+mod podman;
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::net::UnixDatagram;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
@@ -305,5 +307,52 @@ fn limits_can_be_changed_and_their_use_read() {
         (&json!(30), &json!(64 << 20))
     );
     bundle.works(&["delete", "--force", "one"]);
+    bundle.nothing_is_left();
+}
+
+#[test]
+fn a_terminal_goes_to_the_console_socket_or_through_this_process() {
+    needs_root!();
+    let bundle = Bundle::new("console", &["sh", "-c", "test -t 0 && tty && read line && echo got $line"]);
+    bundle.change(|config| config["process"]["terminal"] = json!(true));
+    assert!(err(&bundle.oci(&["create", "one"])).contains("--console-socket"));
+
+    let path = bundle.folder.path().join("console.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    bundle.works(&["create", "--console-socket", path.to_str().unwrap(), "one"]);
+    let mut master = bundle::receive_file(&listener.accept().unwrap().0);
+    bundle.works(&["start", "one"]);
+    master.write_all(b"words\n").unwrap();
+    let mut shown = Vec::new();
+    // EIO ends it: the last process with the terminal open is gone.
+    let _ = master.read_to_end(&mut shown);
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("/dev/pts/0\r\n") && shown.ends_with("got words\r\n"), "{shown:?}");
+    bundle.works(&["delete", "--force", "one"]);
+
+    let mut run = bundle.command(&["run", "one"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    run.stdin.as_mut().unwrap().write_all(b"more words\n").unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert!(out(&output).ends_with("got more words\r\n"), "{:?}", out(&output));
+    bundle.nothing_is_left();
+}
+
+#[test]
+fn only_descriptors_that_are_asked_for_are_passed_on() {
+    needs_root!();
+    let bundle = Bundle::new("descriptors", &["sh", "-c", "ls /proc/self/fd | tr '\\n' ' '; cat <&3"]);
+    let run = |options: &str| {
+        let script = format!(
+            "exec 3<<EOF 4<&0 5<&0\npassed on\nEOF\nexec {} oci --root {} run {options} -b {} one",
+            bundle::SKEGD,
+            bundle.state_folder().display(),
+            bundle.folder.path().display()
+        );
+        std::process::Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap()
+    };
+    // The last number is of the folder that ls reads.
+    let output = run("--preserve-fds 1");
+    assert_eq!(out(&output), "0 1 2 3 4 passed on\n", "{}", err(&output));
+    assert!(!run("").status.success());
     bundle.nothing_is_left();
 }
