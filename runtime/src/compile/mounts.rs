@@ -123,8 +123,9 @@ impl Compiler<'_> {
 
     fn bind(&mut self, at: &str, mount: &oci::Mount, options: &Options) -> Result<(), PlanError> {
         let destination = mount.destination();
-        if let Some(unknown) = options.filesystem.first() {
-            return Err(PlanError::invalid(format!("{at}.options"), unknown, "is not an option of a bind mount"));
+        // A bind mount shows a filesystem that is mounted already: its options are set elsewhere.
+        if !options.filesystem.is_empty() {
+            log::warn!("{at}.options: {:?} mean nothing to a bind mount", options.filesystem);
         }
         if options.remount {
             let target = target(&format!("{at}.destination"), destination, false)?;
