@@ -64,7 +64,7 @@ const STEPS: &[Step] = &[
     Step { name: "tests", what: "Runs unit, property and privileged tests", after: None, run: workspace_tests },
     Step {
         name: "fuzz",
-        what: "Fuzzes the decoder from a fixed seed",
+        what: "Fuzzes the parsers of outside bytes from a fixed seed",
         after: None,
         run: |ui| Outcome::check(fuzz::smoke(ui)),
     },

@@ -59,6 +59,11 @@ impl Sources {
         Sources { first_wait, ..self }
     }
 
+    /// Lists them, best first, each with the repository's name there.
+    pub fn list(&self) -> &[(Client, String)] {
+        &self.list
+    }
+
     /// Finds the digest that a tag means now, as [`Client::resolve`].
     pub async fn resolve(&self, tag: &str) -> Result<Digest, ClientError> {
         let mut attempt = self.attempt();

@@ -1,7 +1,7 @@
 //! Namespaces of every kind, made and given.
 
 use super::entering::enter;
-use super::support::{Ground, cannot_run, change_linux, shell};
+use super::support::{Ground, cannot_map_ids, cannot_run, change_linux, shell};
 use crate::{Exit, Limits, PlanError, StartError, Started, new_user_namespace, oci, wait};
 use oci::LinuxNamespaceType as Kind;
 use std::fs::{self, File};
@@ -58,7 +58,7 @@ pub(super) fn open(ground: &Ground) {
 
 #[test]
 fn a_user_namespace_has_its_own_ids_and_owns_the_rest() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let ground = Ground::with_cgroup(&Limits::default());
@@ -80,7 +80,7 @@ fn a_user_namespace_has_its_own_ids_and_owns_the_rest() {
 
 #[test]
 fn a_second_process_enters_the_user_namespace_too() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let ground = Ground::with_cgroup(&Limits::default());
@@ -100,7 +100,7 @@ fn a_second_process_enters_the_user_namespace_too() {
 
 #[test]
 fn a_user_namespace_is_shared_by_descriptor() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let mut ground = Ground::with_cgroup(&Limits::default());
