@@ -15,7 +15,7 @@ use super::kubeconfig;
 use crate::app::App;
 use crate::data::Data;
 use crate::link::{Hub, mark_all_unknown};
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::server::{Server, reachable};
 use crate::store::{Database, Guard, Key, Store, StoreError};
 use crate::tls::{Authority, Identity, names};
@@ -88,6 +88,7 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
 impl Ready {
     /// Serves until the controller stops.
     pub(crate) async fn run(self) {
+        tokio::spawn(registry::sweep_hourly(self.app.clone()));
         let manager = tokio::spawn(manager::run(self.app, self.nudges));
         self.server.run(self.listener).await;
         if let Err(error) = manager.await {

@@ -3,6 +3,7 @@
 //! have a name; which repository has what is in the store.
 
 mod blobs;
+mod collect;
 mod error;
 mod manifests;
 mod name;
@@ -19,7 +20,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use hyper::header::{CONTENT_TYPE, HeaderName};
+use hyper::header::{CONTENT_TYPE, HeaderName, LINK};
 use hyper::{Method, StatusCode};
 use serde_json::json;
 use skeg_images::blobs::Blobs;
@@ -124,6 +125,21 @@ pub(crate) fn device_router(app: Arc<App>, key: Key32) -> Router {
     })
 }
 
+/// Frees hourly what no manifest names, until the controller stops: what was too young when its manifest was deleted,
+/// and what broken pushes have left.
+pub(crate) async fn sweep_hourly(app: Arc<App>) {
+    loop {
+        let swept = app.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || swept.registry.sweep_now()).await {
+            log::error!("registry: {error}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(collect::GRACE) => {}
+            () = app.stopped() => return,
+        }
+    }
+}
+
 fn router<F, A>(handler: F) -> Router
 where
     F: Fn(Request) -> A + Clone + Send + Sync + 'static,
@@ -148,8 +164,11 @@ async fn serve(app: &Arc<App>, request: Request) -> Result<Response<Body>, Regis
     let reading = method == Method::GET || method == Method::HEAD;
     match Place::parse(&path)? {
         Place::Base if reading => Ok(json_answer(&json!({}))),
-        Place::Catalog if reading => Ok(json_answer(&json!({"repositories": registry.store.repositories()?}))),
-        Place::Tags { repository } if reading => manifests::tags(registry, &repository),
+        Place::Catalog if reading => {
+            let names = registry.store.repositories()?;
+            page(names, request.uri().query(), |names| json!({"repositories": names}), "/v2/_catalog")
+        }
+        Place::Tags { repository } if reading => manifests::tags(registry, &repository, request.uri().query()),
         Place::Manifest { repository, reference } => match method {
             Method::GET | Method::HEAD => manifests::get(registry, &repository, &reference, method == Method::HEAD),
             Method::PUT => manifests::put(app, &repository, &reference, request).await,
@@ -175,6 +194,32 @@ async fn serve(app: &Arc<App>, request: Request) -> Result<Response<Body>, Regis
     }
 }
 
+/// Answers with as much of a sorted list as the query asks for (distribution-spec, "Listing Tags"), and with the way
+/// to the rest.
+fn page(
+    mut names: Vec<String>,
+    query: Option<&str>,
+    answer: impl FnOnce(&[String]) -> serde_json::Value,
+    path: &str,
+) -> Result<Response<Body>, RegistryError> {
+    if let Some(last) = uploads::parameter(query, "last") {
+        names.retain(|name| *name > last);
+    }
+    let Some(most) = uploads::parameter(query, "n") else { return Ok(json_answer(&answer(&names))) };
+    let wrong = |_| RegistryError::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", format!("n={most}"));
+    let most = most.parse::<usize>().map_err(wrong)?;
+    let more = names.len() > most;
+    names.truncate(most);
+    let mut response = json_answer(&answer(&names));
+    // The names of repositories and tags need no escapes in a URL.
+    if let Some(last) = names.last().filter(|_| more)
+        && let Ok(link) = format!("<{path}?n={most}&last={last}>; rel=\"next\"").parse()
+    {
+        response.headers_mut().insert(LINK, link);
+    }
+    Ok(response)
+}
+
 fn json_answer(value: &serde_json::Value) -> Response<Body> {
     (StatusCode::OK, [(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
@@ -182,6 +227,27 @@ fn json_answer(value: &serde_json::Value) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_come_in_pages() {
+        let names = || ["a", "b", "c"].map(str::to_owned).to_vec();
+        let ask = |query| {
+            let mut told = Vec::new();
+            let answer = |names: &[String]| {
+                told = names.to_vec();
+                json!(names)
+            };
+            let response = page(names(), query, answer, "/v2/_catalog").unwrap();
+            let link = response.headers().get(LINK).map(|link| link.to_str().unwrap().to_owned());
+            (link, told.concat())
+        };
+        assert_eq!(ask(None), (None, "abc".to_owned()));
+        let next = Some("</v2/_catalog?n=2&last=b>; rel=\"next\"".to_owned());
+        assert_eq!(ask(Some("n=2")), (next, "ab".to_owned()));
+        assert_eq!(ask(Some("n=2&last=b")), (None, "c".to_owned()));
+        assert_eq!(ask(Some("n=0")), (None, String::new()));
+        assert!(page(names(), Some("n=x"), |names| json!(names), "/").is_err());
+    }
 
     #[test]
     fn an_upload_that_was_given_up_makes_room() {

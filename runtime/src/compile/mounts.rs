@@ -219,7 +219,8 @@ impl Compiler<'_> {
     fn cgroup_mount(&mut self, at: &str, destination: &Path, mut options: Options) -> Result<(), PlanError> {
         let host = self.host.take().map_or_else(host_cgroups, Ok)?;
         options.attributes.set |= libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-        if !self.lists(Kind::Cgroup) {
+        let own_namespace = self.lists(Kind::Cgroup);
+        if !own_namespace {
             options.attributes.set |= libc::MOUNT_ATTR_RDONLY;
         }
         let with = |filesystem: &[&str]| Options {
@@ -239,7 +240,14 @@ impl Compiler<'_> {
         for controllers in version_one {
             let folder = controllers.strip_prefix("name=").unwrap_or(&controllers).to_string();
             let words: Vec<&str> = controllers.split(',').collect();
-            self.filesystem(at, &destination.join(&folder), "cgroup", "cgroup", with(&words))?;
+            // Without a namespace the hierarchy would be the host's whole one: only its own part is shown.
+            match self.cgroup_folders.get(&controllers).filter(|_| !own_namespace).cloned() {
+                Some(own) => {
+                    let options = Options { bind: Some(false), ..with(&[]) };
+                    self.bind_source(at, &own, &destination.join(&folder), &options, None)?;
+                }
+                None => self.filesystem(at, &destination.join(&folder), "cgroup", "cgroup", with(&words))?,
+            }
             // Programs look for `cpu`, wherever it is mounted.
             for word in words.iter().filter(|_| words.len() > 1) {
                 let path = destination.join(word).display().to_string();

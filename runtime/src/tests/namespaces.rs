@@ -223,3 +223,20 @@ fn the_caller_s_namespaces_are_kept_where_none_is_asked_for() {
         assert_eq!(Ground::new().run_spec(&spec).unwrap().output.trim_end(), wanted);
     }
 }
+
+/// Each helper process holds copies of the other's pipe: whoever waited for a pipe's end waited for ever.
+#[test]
+fn two_user_namespaces_made_at_once_do_not_wait_for_each_other() {
+    if cannot_run() {
+        return;
+    }
+    let make = || {
+        for _ in 0..100 {
+            new_user_namespace(&[map(0, 100_000, 1)], &[map(0, 100_000, 1)]).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(make);
+        scope.spawn(make);
+    });
+}
