@@ -89,7 +89,8 @@ const STEPS: &[Step] = &[
 ];
 
 fn install(ui: &mut Ui) -> Result<String> {
-    needs::packages(ui, &[needs::BUILD, needs::CROSS, needs::DEMO, needs::FUZZ, needs::ENGINES, needs::BOARDS])?;
+    let needs = [needs::BUILD, needs::CROSS, needs::DEMO, needs::FUZZ, needs::ENGINES, needs::BOARDS, needs::REGISTRY];
+    needs::packages(ui, &needs)?;
     needs::components(ui, &["rustfmt", "clippy"])?;
     needs::targets(ui, &TARGETS)?;
     Ok("all there".to_owned())
