@@ -13,6 +13,7 @@ use crate::step::{Command, Step};
 use crate::sys::StringList;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -127,7 +128,7 @@ impl CreateHooks {
     /// Runs what belongs between the container's mounts and its new root: `prestart` and `createRuntime` in the caller's
     /// namespaces, then `createContainer` in the container's, where the host's files are still in sight.
     pub(crate) fn run(&self, container: &Started) -> Result<(), HookError> {
-        let state = |pid| self.state.json(Some(pid), oci::ContainerState::Creating);
+        let state = |pid| self.state.json(Some(pid), oci::ContainerState::Created);
         let outside = state(container.pid);
         let Some(hooks) = self.spec.hooks() else { return Ok(()) };
         #[allow(deprecated)] // The specification deprecates it, and engines use it all the same.
@@ -142,6 +143,9 @@ impl CreateHooks {
             let target = exec::duplicate(container.pidfd.as_fd())?;
             let mut plan = Plan::empty()?;
             exec::enter(&target, &self.spec, &mut plan.steps);
+            // The namespace's root took the place of the working folder, and hooks are at home in the bundle.
+            let path = c_string("bundle", self.state.bundle.as_os_str().as_encoded_bytes())?;
+            plan.steps.push(Step::WorkingFolder { path });
             end(&mut plan, hook, stdio)?;
             exec::start_inside(plan, &target, None)
         })
@@ -208,6 +212,11 @@ fn command(hook: &oci::Hook) -> Result<Arc<Command>, PlanError> {
     let list = |at: &str, texts: &Option<Vec<String>>| {
         texts.iter().flatten().map(|text| c_string(at, text.as_str())).collect::<Result<Vec<_>, _>>()
     };
+    let environment = match hook.env() {
+        Some(_) => list("hook.env", hook.env())?,
+        // As a program that is started without one gets its parent's; see environ(7).
+        None => own_environment()?,
+    };
     let mut arguments = list("hook.args", hook.args())?;
     if arguments.is_empty() {
         arguments.push(path.clone());
@@ -217,8 +226,15 @@ fn command(hook: &oci::Hook) -> Result<Arc<Command>, PlanError> {
         search: String::new(),
         candidates: vec![path],
         arguments: StringList::new(arguments),
-        environment: StringList::new(list("hook.env", hook.env())?),
+        environment: StringList::new(environment),
     }))
+}
+
+fn own_environment() -> Result<Vec<CString>, PlanError> {
+    let entry = |(name, value): (OsString, OsString)| {
+        c_string("hook.env", [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat())
+    };
+    std::env::vars_os().map(entry).collect()
 }
 
 /// Runs the hooks in order, each with the state as its standard input, until one fails.

@@ -111,7 +111,8 @@ fn changed(spec: &oci::Spec, options: &Exec) -> anyhow::Result<oci::Process> {
 /// Adds to what a process may have and has, but never to what it hands on.
 fn add_capabilities(process: &mut oci::Process, names: &[String]) -> anyhow::Result<()> {
     let added = names.iter().map(|name| {
-        name.parse::<oci::Capability>().with_context(|| format!("--cap: {name:?} is not a capability such as CAP_KILL"))
+        let word = name.strip_prefix("CAP_").unwrap_or(name);
+        word.parse::<oci::Capability>().with_context(|| format!("--cap: {name:?} is not a capability such as CAP_KILL"))
     });
     let added: Vec<oci::Capability> = added.collect::<anyhow::Result<_>>()?;
     if added.is_empty() {

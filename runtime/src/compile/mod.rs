@@ -155,6 +155,7 @@ impl Plan {
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
+            cgroup,
             steps: vec![Step::ClearUmask],
             clone: CloneRequest { namespaces: 0, sibling: reaper == Reaper::CallersParent, cgroup: None },
             held: Vec::new(),
@@ -267,6 +268,7 @@ impl Slots {
 /// The state of one compilation.
 struct Compiler<'a> {
     spec: &'a oci::Spec,
+    cgroup: Option<&'a Cgroup>,
     steps: Vec<Step>,
     clone: CloneRequest,
     held: Vec<OwnedFd>,

@@ -113,8 +113,6 @@ fn invalid_specifications_are_told_with_place_and_value() {
     assert_eq!(with_one("/x/..", "tmpfs", "x", "ro"), "mounts[7].destination: \"/x/..\" must not be the root itself");
     assert_eq!(with_one("/x", "bind", "/no/such", "bind"), "mounts[7].source: cannot use /no/such");
     assert_eq!(with_one("/x", "bind", "", "bind"), "mounts[7].source: \"\" must name what is bound");
-    let message = with_one("/x", "bind", "/etc", "bind,size=1k");
-    assert_eq!(message, "mounts[7].options: \"size=1k\" is not an option of a bind mount");
     let message = with_one("/proc", "tmpfs", "x", "ro");
     assert_eq!(message, "mounts[7].type: \"tmpfs\" must be proc: others trust what /proc says");
     let message = with_one("/x/../proc", "bind", "/etc", "bind");
@@ -189,7 +187,8 @@ fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
     let hook = serde_json::json!([{"path": "/bin/busybox", "args": ["true"]}]);
     let hooks = serde_json::json!({"createRuntime": hook, "createContainer": hook});
     spec.set_hooks(Some(serde_json::from_value(hooks).unwrap()));
-    let (state, socket) = (HookState::default(), ground.path("start"));
+    let state = HookState { bundle: "/".into(), ..HookState::default() };
+    let socket = ground.path("start");
     let (console, _receiver) = terminal_pair().unwrap();
     let create = || {
         let _ = fs::remove_file(&socket);
