@@ -16,7 +16,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
-use crate::apply::{self, Adopted, Folders, Host, Images, Key, Worker, chain, network_key, remove_parent_cgroup};
+use crate::apply::{
+    self, Adopted, Folders, Host, Images, Key, Registries, Worker, chain, network_key, remove_parent_cgroup,
+};
 use crate::config::Config;
 use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase, Step};
 use crate::hold::{Exit, Exited, Held, Holder};
@@ -291,7 +293,7 @@ fn make_host(
         store: skeg_images::Store::open(&config.state_dir.join(apply::STORE), config.images.limits())
             .context("opening the image store")?,
         platform: skeg_images::Platform::host(),
-        registries: config.registry.clone(),
+        registries: Registries::new(&config),
         controller,
     };
     Ok(Host {

@@ -31,6 +31,9 @@ pub struct Config {
     pub controller: Option<Controller>,
     /// How registries that are not plain `https` are reached, one entry a host.
     pub registry: Vec<Registry>,
+    /// A `config.json` as `docker login` writes it, whose `auths` hold credentials for registries. It is read anew
+    /// for each pull; helper programs (`credsStore`, `credHelpers`) are not run.
+    pub docker_config: Option<PathBuf>,
     /// How much of the disk images may take.
     pub images: Images,
     /// What to set up when `skegd` is the first process of a board.
@@ -46,6 +49,7 @@ impl Default for Config {
             cgroup: "skeg".into(),
             controller: None,
             registry: Vec::new(),
+            docker_config: None,
             images: Images::default(),
             appliance: None,
         }
@@ -106,6 +110,27 @@ pub struct Registry {
     /// Speaks HTTP without TLS.
     #[serde(default)]
     pub plain_http: bool,
+    /// A PEM file of the certificate authorities that this host's certificate may come from, in place of the web's;
+    /// `/etc/ssl/certs/ca-certificates.crt` stands for those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// Hosts that are asked first, in this order, as `host[:port][/path]`: the repository's name follows the path. Each
+    /// may have an entry of its own, which says how it is reached.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
+}
+
+impl Registry {
+    fn problem(&self) -> Option<String> {
+        let is_mirror = |mirror: &&String| {
+            let reference = format!("{mirror}/x").parse::<skeg_images::Reference>();
+            reference.is_ok_and(|reference| reference.names_a_registry())
+        };
+        if let Some(mirror) = self.mirrors.iter().find(|mirror| !is_mirror(mirror)) {
+            return Some(format!("of {:?} has the mirror {mirror:?}, which is not host[:port][/path]", self.host));
+        }
+        let clash = self.plain_http && self.ca_file.is_some();
+        clash.then(|| format!("of {:?} has both plain_http and ca_file: keep one of them", self.host))
+    }
 }
 
 /// What the first process of a board sets up before it starts the agent.
@@ -289,6 +314,9 @@ impl Config {
                 return Some(("controller.join_token", "stands beside join_token_file: keep one of them".into()));
             }
         }
+        if let Some(problem) = self.registry.iter().find_map(Registry::problem) {
+            return Some(("registry", problem));
+        }
         let modules = self.appliance.iter().flat_map(|appliance| &appliance.modules);
         if let Some(name) = modules.into_iter().find(|name| name.is_empty() || name.contains(['/', '\0'])) {
             return Some(("appliance.modules", format!("{name:?} is not the name of a module")));
@@ -331,6 +359,10 @@ mod tests {
             [[registry]]
             host = "127.0.0.1:5000"
             plain_http = true
+            [[registry]]
+            host = "docker.io"
+            mirrors = ["127.0.0.1:5000/hub", "mirror.gcr.io"]
+            ca_file = "/etc/ssl/certs/ca-certificates.crt"
             [appliance]
             modules = ["virtio_net", "overlay"]
             state_device = "/dev/vda"
@@ -341,6 +373,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.node_name(), "kiln-7");
         assert!(config.registry[0].plain_http);
+        assert_eq!(config.registry[1].mirrors, ["127.0.0.1:5000/hub", "mirror.gcr.io"]);
         let appliance = config.appliance.unwrap();
         let Network::Fixed(fixed) = appliance.network else { panic!("{:?}", appliance.network) };
         assert_eq!((fixed.address.address.octets(), fixed.address.length), ([10, 0, 2, 15], 24));
@@ -371,6 +404,8 @@ mod tests {
             ("[controller]\naddress = 'kiln'", "controller.address"),
             ("[controller]\naddress = 'a:1'\njoin_token = 'x'\njoin_token_file = '/y'", "controller.join_token"),
             ("[images]\nlow_percent = 90", "images.low_percent"),
+            ("[[registry]]\nhost = 'a.lan'\nmirrors = ['b']", "registry of \"a.lan\" has the mirror \"b\""),
+            ("[[registry]]\nhost = 'a.lan'\nplain_http = true\nca_file = '/x'", "has both plain_http and ca_file"),
             ("[appliance]\nmodules = ['../evil']", "appliance.modules"),
             ("[appliance]\nnetwork = { address = '10.0.2.15/33' }", "network"),
         ] {

@@ -152,7 +152,7 @@ impl Place {
 fn main() -> ExitCode {
     let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     if called.file_name().is_some_and(|name| name == "skeg-oci") {
-        return exit_code(oci::main(&oci::Arguments::parse()));
+        return exit_code(oci::main(&mut oci::Arguments::parse()));
     }
     // The kernel starts `/init` with words of its own command line, which are not ours.
     let first = std::process::id() == 1 && called == Path::new("/init");
@@ -201,7 +201,7 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let config = place.config()?;
             in_runtime(image::run(config, command))
         }
-        Command::Oci(arguments) => Ok(oci::main(&arguments)),
+        Command::Oci(mut arguments) => Ok(oci::main(&mut arguments)),
         Command::Version => {
             println!("skegd {}", env!("CARGO_PKG_VERSION"));
             Ok(0)

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use thiserror::Error;
 
@@ -124,6 +125,25 @@ impl Blobs {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(blob_io("look at", &path)(error)),
+        }
+    }
+
+    /// Tells when a blob was put there or last touched; `None` when it is not there.
+    pub fn modified(&self, digest: &Digest) -> Result<Option<SystemTime>, BlobError> {
+        let path = self.path(digest);
+        match fs::metadata(&path).and_then(|metadata| metadata.modified()) {
+            Ok(modified) => Ok(Some(modified)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(blob_io("look at", &path)(error)),
+        }
+    }
+
+    /// Notes that somebody counts on a blob now; one that is not there is no error.
+    pub fn touch(&self, digest: &Digest) -> Result<(), BlobError> {
+        let path = self.path(digest);
+        match File::open(&path).and_then(|file| file.set_modified(SystemTime::now())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(blob_io("touch", &path)(error)),
+            _ => Ok(()),
         }
     }
 

@@ -5,58 +5,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use skeg_images::{Client, Endpoint, Image, Limits, Platform, Reference, Sources, Store};
-
-/// Debian's registry on a port of the kernel's choice, with its data in a temporary folder.
-struct RealRegistry {
-    process: Child,
-    address: String,
-    _folder: tempfile::TempDir,
-}
-
-impl RealRegistry {
-    fn start() -> Result<RealRegistry, String> {
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let config = folder.path().join("config.yml");
-        let data = folder.path().join("data");
-        let text = format!(
-            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n",
-            data.display()
-        );
-        fs::write(&config, text).map_err(|error| error.to_string())?;
-        let mut process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| format!("docker-registry cannot be started: {error}"))?;
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let address = lines.by_ref().find_map(|line| {
-            let rest = line.split("listening on ").nth(1)?;
-            Some(rest.chars().take_while(|character| !matches!(character, '"' | ' ' | ',')).collect())
-        });
-        // The pipe is read to its end, so that the registry never waits for it.
-        std::thread::spawn(move || lines.for_each(drop));
-        match address {
-            Some(address) => Ok(RealRegistry { process, address, _folder: folder }),
-            None => Err("docker-registry ended before it listened".to_owned()),
-        }
-    }
-}
-
-impl Drop for RealRegistry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use support::RealRegistry;
 
 /// An overlay of an image's layers, unmounted when it is dropped.
 struct Root {
@@ -137,7 +94,7 @@ async fn pull(store: &Store, registry: &RealRegistry, name: &str) -> Image {
 
 #[tokio::test]
 async fn real_images_are_unpacked_as_their_own_check_wants_it() {
-    let registry = match RealRegistry::start() {
+    let registry = match RealRegistry::start("") {
         Ok(registry) => registry,
         Err(why) => return println!("skipped: {why}"),
     };

@@ -261,9 +261,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Reads lines from the back door up to the first that `is_last`, which is included.
+    /// Reads lines from the back door up to the first that `is_last`, which is included. Each may be long in coming.
     fn read_until(&mut self, is_last: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
         let mut line = Vec::new();
         loop {
@@ -281,6 +281,7 @@ impl Machine {
             line.clear();
             let last = is_last(&text);
             lines.push(text);
+            deadline = Instant::now() + PATIENCE;
             if last {
                 return Ok(lines);
             }

@@ -186,7 +186,7 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
         };
         let mut plan = exec::compile(request, &target)?;
         plan.steps.pop();
-        plan.steps.push(Step::Execute { command: command(hook)? });
+        plan.steps.push(Step::Execute { command: command(hook, process.env().as_deref())? });
         exec::start_inside(plan, &target, None)
     })
 }
@@ -203,21 +203,22 @@ fn end(plan: &mut Plan, hook: &oci::Hook, stdio: Stdio) -> Result<(), StartError
     process::streams(stdio, &mut plan.steps, &mut plan.held)?;
     plan.steps.push(Step::CloseDescriptors { first: 3, keep: vec![plan.channel.child.as_raw_fd()] });
     plan.steps.push(Step::ResetSignals);
-    plan.steps.push(Step::Execute { command: command(hook)? });
+    plan.steps.push(Step::Execute { command: command(hook, None)? });
     Ok(())
 }
 
-fn command(hook: &oci::Hook) -> Result<Arc<Command>, PlanError> {
+/// The hook's program. Without an environment of its own it gets that of whoever it runs beside: the container's process,
+/// else the caller.
+fn command(hook: &oci::Hook, beside: Option<&[String]>) -> Result<Arc<Command>, PlanError> {
     let path = c_string("hook.path", hook.path().as_os_str().as_encoded_bytes())?;
-    let list = |at: &str, texts: &Option<Vec<String>>| {
-        texts.iter().flatten().map(|text| c_string(at, text.as_str())).collect::<Result<Vec<_>, _>>()
+    let list = |at: &str, texts: &[String]| {
+        texts.iter().map(|text| c_string(at, text.as_str())).collect::<Result<Vec<_>, _>>()
     };
-    let environment = match hook.env() {
-        Some(_) => list("hook.env", hook.env())?,
-        // As a program that is started without one gets its parent's; see environ(7).
+    let environment = match hook.env().as_deref().or(beside) {
+        Some(texts) => list("hook.env", texts)?,
         None => own_environment()?,
     };
-    let mut arguments = list("hook.args", hook.args())?;
+    let mut arguments = list("hook.args", hook.args().as_deref().unwrap_or_default())?;
     if arguments.is_empty() {
         arguments.push(path.clone());
     }

@@ -47,14 +47,16 @@ pub fn new_user_namespace(users: &[LinuxIdMapping], groups: &[LinuxIdMapping]) -
     let failed = |call| move |source| UserNamespaceError::Make { call, source };
     let (waits, lives) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("pipe2")(error.into()))?;
     let request = CloneRequest { namespaces: libc::CLONE_NEWUSER as u64, sibling: false, cgroup: None };
-    // The helper only lives in the namespace until its handle is open, or its caller is gone.
+    // The helper only lives in the namespace until it is killed, or its caller is gone.
     let helper = || {
         sys::close(lives.as_raw_fd());
         let _ = sys::read(waits.as_raw_fd(), &mut [0_u8]);
     };
     let (pid, pidfd) = sys::clone_child(request, helper).map_err(|errno| failed("clone3")(errno.into()))?;
     let made = map(pid, users, groups);
-    drop(lives);
+    // The pipe's end would not do: children that other threads clone meanwhile hold copies of it.
+    let killed = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+    killed.map_err(|error| failed("pidfd_send_signal")(error.into()))?;
     wait(&Started { pid, pidfd }).map_err(failed("waitid"))?;
     made
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::process;
 use crate::root;
@@ -63,5 +63,21 @@ pub(crate) fn release(ui: &mut Ui, target: &str, packages: &[&str]) -> Result<()
         command.args(["--package", package]);
     }
     process::succeed(ui, &mut command, cargo_progress())?;
+    Ok(())
+}
+
+/// Builds the static program with a package's unit tests and puts it beside the target's other results, as
+/// `debug/NAME-tests`.
+pub(crate) fn unit_tests(ui: &mut Ui, target: &str, package: &str, name: &str) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-run", "--lib", "--target", target, "--package", package]);
+    // It goes into the memory of a guest.
+    command.env("CARGO_PROFILE_DEV_STRIP", "symbols");
+    let finished = process::succeed(ui, &mut command, cargo_progress())?;
+    let line = finished.lines.iter().find_map(|line| line.trim_start().strip_prefix("Executable "));
+    let program = line.and_then(|line| line.rsplit_once('(')?.1.strip_suffix(')'));
+    let program = root().join(program.with_context(|| format!("cargo named no program:\n{}", finished.tail()))?);
+    let place = root().join("target").join(target).join("debug").join(format!("{name}-tests"));
+    std::fs::copy(&program, &place).with_context(|| format!("cannot copy {}", program.display()))?;
     Ok(())
 }

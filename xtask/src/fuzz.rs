@@ -16,11 +16,11 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
                      -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
                      -Ccodegen-units=1 --cfg fuzzing";
 
-/// Runs of the smoke test: some seconds.
-const SMOKE_RUNS: u32 = 200_000;
+/// The targets of the smoke test, each with its number of runs: some seconds.
+const SMOKE: [(&str, u32); 2] = [("decode", 200_000), ("config", 100_000)];
 
 fn folder() -> PathBuf {
-    root().join("protocol/fuzz")
+    root().join("fuzz")
 }
 
 /// Builds a fuzz target; gives its program.
@@ -39,12 +39,16 @@ fn build(ui: &mut Ui, target: &str) -> Result<PathBuf> {
 }
 
 /// Runs a built target over its corpus.
-fn fuzz(ui: &mut Ui, program: &Path, corpus: &Path, arguments: &[String]) -> Result<()> {
+fn fuzz(ui: &mut Ui, target: &str, program: &Path, corpus: &Path, arguments: &[String]) -> Result<()> {
     let artifacts = folder().join("artifacts");
     for folder in [corpus, &artifacts] {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
-    seed(corpus)?;
+    match target {
+        "decode" => seed_with_frames(corpus)?,
+        "config" => seed_with_configuration(corpus)?,
+        _ => {}
+    }
     let mut command = Command::new(program);
     command.arg(format!("-artifact_prefix={}/", artifacts.display())).args(arguments).arg(corpus);
     process::succeed(ui, &mut command, |line| line.starts_with('#').then(|| line.to_owned()))
@@ -53,7 +57,7 @@ fn fuzz(ui: &mut Ui, program: &Path, corpus: &Path, arguments: &[String]) -> Res
 }
 
 /// Puts the golden frames into the corpus: the fuzzer starts from real messages.
-fn seed(corpus: &Path) -> Result<()> {
+fn seed_with_frames(corpus: &Path) -> Result<()> {
     let golden = root().join("protocol/tests/wire/golden.txt");
     let text = std::fs::read_to_string(&golden).with_context(|| golden.display().to_string())?;
     for (index, block) in text.split("\n\n").skip(1).enumerate() {
@@ -69,6 +73,14 @@ fn seed(corpus: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Puts the default configuration into the corpus.
+fn seed_with_configuration(corpus: &Path) -> Result<()> {
+    let path = corpus.join("default");
+    let text =
+        serde_json::to_vec(&skeg_runtime::default_spec()).context("the default configuration has a JSON form")?;
+    std::fs::write(&path, text).with_context(|| path.display().to_string())
+}
+
 /// Fuzzes for some seconds.
 pub(crate) fn run(target: &str, seconds: u64) -> Result<ExitCode> {
     let mut ui = Ui::new();
@@ -77,17 +89,21 @@ pub(crate) fn run(target: &str, seconds: u64) -> Result<ExitCode> {
     ui.done("built");
     ui.step(&format!("Fuzzes for {seconds} s"));
     let corpus = folder().join("corpus").join(target);
-    fuzz(&mut ui, &program, &corpus, &[format!("-max_total_time={seconds}")])?;
+    fuzz(&mut ui, target, &program, &corpus, &[format!("-max_total_time={seconds}")])?;
     ui.done("no fault found");
     Ok(ExitCode::SUCCESS)
 }
 
 /// The same number of runs from the same seed each time, for the tests.
 pub(crate) fn smoke(ui: &mut Ui) -> Result<String> {
-    let program = build(ui, "decode")?;
-    // A corpus of its own: what a developer's machine collected must not change the run.
-    let corpus = tempfile::tempdir().context("temp folder")?;
-    let arguments = [format!("-runs={SMOKE_RUNS}"), "-seed=1".to_owned(), "-max_len=4096".to_owned()];
-    fuzz(ui, &program, corpus.path(), &arguments)?;
-    Ok(format!("{SMOKE_RUNS} runs of decode, no fault"))
+    let mut told = Vec::new();
+    for (target, runs) in SMOKE {
+        let program = build(ui, target)?;
+        // A corpus of its own: what a developer's machine collected must not change the run.
+        let corpus = tempfile::tempdir().context("temp folder")?;
+        let arguments = [format!("-runs={runs}"), "-seed=1".to_owned(), "-max_len=16384".to_owned()];
+        fuzz(ui, target, &program, corpus.path(), &arguments)?;
+        told.push(format!("{runs} runs of {target}"));
+    }
+    Ok(format!("{}, no fault", told.join(", ")))
 }

@@ -42,6 +42,14 @@ pub(crate) const PEERS: &[Need] = &[
 /// For the tests of the OCI command line with an engine.
 pub(crate) const ENGINES: &[Need] =
     &[need("busybox-static", "/bin/busybox"), need("podman", "podman"), need("util-linux", "unshare")];
+/// For the tests of pulls from a registry.
+pub(crate) const REGISTRY: &[Need] = &[
+    need("buildah", "buildah"),
+    need("docker-registry", "docker-registry"),
+    need("podman", "podman"),
+    need("skopeo", "skopeo"),
+    need("umoci", "umoci"),
+];
 /// For the pull benchmark.
 pub(crate) const PULLERS: &[Need] = &[
     need("containerd", "containerd"),

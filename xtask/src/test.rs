@@ -64,7 +64,7 @@ const STEPS: &[Step] = &[
     Step { name: "tests", what: "Runs unit, property and privileged tests", after: None, run: workspace_tests },
     Step {
         name: "fuzz",
-        what: "Fuzzes the decoder from a fixed seed",
+        what: "Fuzzes the parsers of outside bytes from a fixed seed",
         after: None,
         run: |ui| Outcome::check(fuzz::smoke(ui)),
     },
@@ -89,7 +89,8 @@ const STEPS: &[Step] = &[
 ];
 
 fn install(ui: &mut Ui) -> Result<String> {
-    needs::packages(ui, &[needs::BUILD, needs::CROSS, needs::DEMO, needs::FUZZ, needs::ENGINES, needs::BOARDS])?;
+    let needs = [needs::BUILD, needs::CROSS, needs::DEMO, needs::FUZZ, needs::ENGINES, needs::BOARDS, needs::REGISTRY];
+    needs::packages(ui, &needs)?;
     needs::components(ui, &["rustfmt", "clippy"])?;
     needs::targets(ui, &TARGETS)?;
     Ok("all there".to_owned())
@@ -154,6 +155,12 @@ fn workspace_tests(ui: &mut Ui) -> Outcome {
 }
 
 fn qemu_tests(ui: &mut Ui) -> Outcome {
+    // A guest runs them where the cgroups are of version 2.
+    for target in TARGETS {
+        if let Err(error) = build::unit_tests(ui, target, "skeg-runtime", "runtime") {
+            return Outcome::check(Err(error));
+        }
+    }
     let mut command = cargo();
     command.args(["test", "--locked", "--package", "skeg-qemu-tests", "--no-fail-fast"]);
     cargo_tests(ui, &mut command)

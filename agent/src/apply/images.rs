@@ -6,7 +6,7 @@ use skeg_protocol::manifest::{Image, ImageSource, PullPolicy};
 use tokio::task::spawn_blocking;
 
 use super::chain;
-use crate::config::Registry;
+use super::sources::Registries;
 use crate::core::ImageFailure;
 
 /// Folder of the image store below `state_dir`.
@@ -23,8 +23,8 @@ pub struct Images {
     pub store: Store,
     /// What this device can run.
     pub platform: Platform,
-    /// How registries that are not plain HTTPS are reached.
-    pub registries: Vec<Registry>,
+    /// How registries are reached.
+    pub registries: Registries,
     /// The controller's registry, where there is a controller.
     pub controller: Option<Endpoint>,
 }
@@ -60,9 +60,7 @@ impl Images {
     ) -> Result<skeg_images::Image, String> {
         let digest = Digest(image.digest.0);
         let named = |error: &dyn std::error::Error| format!("image {:?} ({digest}): {}", image.reference, chain(error));
-        let (endpoint, repository) =
-            self.place(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
-        let sources = Sources::one(Client::new(endpoint), &repository);
+        let sources = self.sources(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
         let pulled = self.store.pull(&sources, &digest, &self.platform, progress).await;
         let pulled = pulled.map_err(|error| named(&error))?;
         if let Err(error) = self.store.name(&digest, &image.reference) {
@@ -84,8 +82,7 @@ impl Images {
             source: ImageSource::Registry,
         };
         if parsed.digest().is_none() {
-            let (endpoint, repository) = self.place(&image)?;
-            let sources = Sources::one(Client::new(endpoint), &repository);
+            let sources = self.registries.sources(&parsed)?;
             let digest = sources.resolve(parsed.tag().unwrap_or("latest")).await;
             image.digest.0 = digest.map_err(|error| format!("image {reference:?}: {}", chain(&error)))?.0;
         }
@@ -105,19 +102,21 @@ impl Images {
         work.await.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))
     }
 
-    fn place(&self, image: &Image) -> Result<(Endpoint, String), String> {
+    fn sources(&self, image: &Image) -> Result<Sources, String> {
         match &image.source {
             ImageSource::Controller(repository) => {
                 let endpoint =
                     self.controller.clone().ok_or("it is in the controller's registry; none is configured")?;
-                Ok((endpoint, repository.clone()))
+                Ok(Sources::one(Client::new(endpoint), repository))
             }
             ImageSource::Registry => {
                 let reference: Reference = image.reference.parse().map_err(|error| chain(&error))?;
-                let host = reference.registry();
-                let plain = self.registries.iter().any(|registry| registry.host == host && registry.plain_http);
-                let endpoint = Endpoint::for_registry(host, plain).map_err(|error| chain(&error))?;
-                Ok((endpoint, reference.repository().to_owned()))
+                let sources = self.registries.sources(&reference)?;
+                // The controller may reach what this device does not.
+                let through = self.controller.clone().map(|controller| {
+                    (Client::new(controller), format!("{}/{}", reference.registry(), reference.repository()))
+                });
+                Ok(sources.and_then(through))
             }
         }
     }

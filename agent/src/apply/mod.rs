@@ -5,6 +5,7 @@
 
 mod files;
 mod images;
+mod sources;
 mod start;
 
 use std::cell::RefCell;
@@ -31,6 +32,7 @@ use crate::ports::Published;
 
 pub use files::{Folders, remove_parent_cgroup};
 pub use images::{Images, STORE, wanted};
+pub use sources::Registries;
 pub use start::{Adopted, HeldData};
 
 /// An attempt of a container; in text the key under which init holds it.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::serve::carry_out;
 use super::show::{Form, show};
-use crate::apply::{Images, STORE, wanted};
+use crate::apply::{Images, Registries, STORE, wanted};
 use crate::commands::Client;
 use crate::config::Config;
 use crate::journal::Journal;
@@ -164,7 +164,7 @@ async fn alone(config: &Config, request: ImageRequest) -> anyhow::Result<Value> 
     let (current, previous) = (journal.manifest(), journal.previous_manifest());
     let records = journal.records().context("reading what pods the device has")?;
     store.want(wanted(current.pods.iter().chain(&previous.pods).chain(records.iter().map(|record| &record.pod))));
-    let registries = config.registry.clone();
+    let registries = Registries::new(config);
     let images = Images { store, platform: Platform::host(), registries, controller: None };
     let (lines, mut said) = mpsc::unbounded_channel();
     let telling = async {

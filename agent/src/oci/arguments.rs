@@ -43,7 +43,7 @@ pub(crate) struct Global {
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// Accepted for engines that pass it; nothing depends on it
-    #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1)]
+    #[arg(long, value_name = "BOOL", hide = true)]
     pub(crate) rootless: Option<String>,
 }
 
@@ -182,7 +182,7 @@ pub(crate) struct Create {
     /// Keeps the caller's session keyring
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
-    /// Passes N more descriptors after the standard streams and those of LISTEN_FDS
+    /// Passes up to N more descriptors after the standard streams and those of LISTEN_FDS
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// The name of the new container
@@ -241,13 +241,13 @@ pub(crate) struct Exec {
     /// AppArmor profile of the process
     #[arg(long, value_name = "PROFILE")]
     pub(crate) apparmor: Option<String>,
-    /// Sets no_new_privs
-    #[arg(long)]
-    pub(crate) no_new_privs: bool,
+    /// Sets no_new_privs, or not
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) no_new_privs: Option<bool>,
     /// One more capability
     #[arg(short, long, value_name = "CAP_NAME")]
     pub(crate) cap: Vec<String>,
-    /// Passes N more descriptors after the standard streams and those of LISTEN_FDS
+    /// Passes up to N more descriptors after the standard streams and those of LISTEN_FDS
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// An existing cgroup below the container's

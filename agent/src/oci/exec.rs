@@ -44,7 +44,7 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         Some(path) => read_process(path)?,
         None => changed(&spec, options)?,
     };
-    let preserve_fds = options.preserve_fds + pass_listening(Some(&mut process));
+    pass_listening(Some(&mut process));
     if let Some(init) = &container.record.init {
         // As the container sees it now, with all that is mounted there.
         home::add(&mut process, Path::new(&format!("/proc/{}/root", init.pid)), &[]);
@@ -61,7 +61,7 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         stdio: own_streams()?,
         reaper: Reaper::Caller,
         console: console.end()?,
-        preserve_fds,
+        preserve_fds: options.preserve_fds,
         keyring: container.record.keyring.clone(),
     })?;
     if let Some(path) = &options.pid_file {
@@ -83,7 +83,13 @@ fn changed(spec: &oci::Spec, options: &Exec) -> anyhow::Result<oci::Process> {
     if let Some(cwd) = &options.cwd {
         process.set_cwd(cwd.clone());
     }
-    process.env_mut().get_or_insert_default().extend(options.env.iter().cloned());
+    let environment = process.env_mut().get_or_insert_default();
+    for entry in &options.env {
+        let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        // Of two entries of one name programs take the first.
+        environment.retain(|known| name(known) != name(entry));
+        environment.push(entry.clone());
+    }
     if let Some((user, group)) = options.user {
         process.user_mut().set_uid(user);
         if let Some(group) = group {
@@ -101,8 +107,8 @@ fn changed(spec: &oci::Spec, options: &Exec) -> anyhow::Result<oci::Process> {
     if options.process_label.is_some() {
         process.set_selinux_label(options.process_label.clone());
     }
-    if options.no_new_privs {
-        process.set_no_new_privileges(Some(true));
+    if options.no_new_privs.is_some() {
+        process.set_no_new_privileges(options.no_new_privs);
     }
     add_capabilities(&mut process, &options.cap)?;
     Ok(process)
@@ -111,8 +117,8 @@ fn changed(spec: &oci::Spec, options: &Exec) -> anyhow::Result<oci::Process> {
 /// Adds to what a process may have and has, but never to what it hands on.
 fn add_capabilities(process: &mut oci::Process, names: &[String]) -> anyhow::Result<()> {
     let added = names.iter().map(|name| {
-        let word = name.strip_prefix("CAP_").unwrap_or(name);
-        word.parse::<oci::Capability>().with_context(|| format!("--cap: {name:?} is not a capability such as CAP_KILL"))
+        let known = name.strip_prefix("CAP_").and_then(|name| name.parse::<oci::Capability>().ok());
+        known.with_context(|| format!("--cap: {name:?} is not a capability such as CAP_KILL"))
     });
     let added: Vec<oci::Capability> = added.collect::<anyhow::Result<_>>()?;
     if added.is_empty() {

@@ -27,7 +27,7 @@ use arguments::{Command, Global};
 const EXEC_FAILED: i32 = 255;
 
 /// Carries out one command; says the exit code.
-pub(crate) fn main(arguments: &Arguments) -> i32 {
+pub(crate) fn main(arguments: &mut Arguments) -> i32 {
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -37,12 +37,11 @@ pub(crate) fn main(arguments: &Arguments) -> i32 {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<i32> {
+fn run(arguments: &mut Arguments) -> anyhow::Result<i32> {
     let Arguments { global, command } = arguments;
     // Before anything is opened: what is to be passed on must not be this program's own.
-    let inherited = inherited(command);
+    count_inherited(command);
     log::start(global)?;
-    inherited?;
     refuse_other_managers(global)?;
     let root = std::path::absolute(&global.root).context("--root")?;
     let root = root.as_path();
@@ -83,20 +82,16 @@ fn refuse_other_managers(global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that all descriptors that a container is to get were given to this process.
-fn inherited(command: &Command) -> anyhow::Result<()> {
+/// Counts the descriptors that a container is to get, those of LISTEN_FDS included: up to the first that is not open.
+/// Behind it would stand this program's own.
+fn count_inherited(command: &mut Command) {
     let asked = match command {
-        Command::Create(options) => options.preserve_fds,
-        Command::Run(options) => options.create.preserve_fds,
-        Command::Exec(options) => options.preserve_fds,
-        _ => return Ok(()),
+        Command::Create(options) => &mut options.preserve_fds,
+        Command::Run(options) => &mut options.create.preserve_fds,
+        Command::Exec(options) => &mut options.preserve_fds,
+        _ => return,
     };
-    let Some(end) = asked.checked_add(start::listening()).and_then(|count| count.checked_add(3)) else {
-        bail!("--preserve-fds {asked} is too many");
-    };
-    for fd in 3..end {
-        std::fs::symlink_metadata(format!("/proc/self/fd/{fd}"))
-            .with_context(|| format!("--preserve-fds {asked}: descriptor {fd} is not open"))?;
-    }
-    Ok(())
+    let end = asked.saturating_add(start::listening()).saturating_add(3);
+    let is_open = |fd: &u32| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok();
+    *asked = (3..end).take_while(is_open).count() as u32;
 }

@@ -127,6 +127,7 @@ fn make(root: &Path, options: &Create, purpose: Purpose) -> anyhow::Result<Made>
     let mut spec = bundle.spec;
     let last_hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
     let waits = purpose == Purpose::Create || last_hooks.is_some_and(|hooks| !hooks.is_empty());
+    pass_listening(spec.process_mut().as_mut());
     let made = locked.write(&record).and_then(|()| {
         let cgroup = Cgroup::prepare(&host, &path)?;
         record.owns_cgroup = true;
@@ -167,7 +168,6 @@ fn start_process(
 ) -> anyhow::Result<Started> {
     let root = Root::Folder(record.rootfs.clone());
     let hooks = record.hook_state();
-    let preserve_fds = options.preserve_fds + pass_listening(spec.process_mut().as_mut());
     let mounts = spec.mounts().clone().unwrap_or_default();
     if let Some(process) = spec.process_mut() {
         home::add(process, &record.rootfs, &mounts);
@@ -191,7 +191,7 @@ fn start_process(
             start_socket: start_socket.transpose()?,
             hooks: Some(&hooks),
             console: console.end()?,
-            preserve_fds,
+            preserve_fds: options.preserve_fds,
             no_pivot: options.no_pivot,
             keyring,
         },
@@ -223,13 +223,12 @@ pub(crate) fn listening() -> u32 {
     number("LISTEN_FDS").filter(|_| ours).unwrap_or(0)
 }
 
-/// Tells a process of the descriptors of socket activation; says how many there are.
-pub(crate) fn pass_listening(process: Option<&mut oci::Process>) -> u32 {
+/// Tells a process of the descriptors of socket activation.
+pub(crate) fn pass_listening(process: Option<&mut oci::Process>) {
     let count = listening();
     if let Some(process) = process.filter(|_| count > 0) {
         process.env_mut().get_or_insert_default().extend([format!("LISTEN_FDS={count}"), "LISTEN_PID=1".into()]);
     }
-    count
 }
 
 /// Writes a pid file; a reader sees it whole or not at all.

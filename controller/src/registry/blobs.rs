@@ -49,6 +49,10 @@ pub(super) fn get(
     let unknown = || RegistryError::blob_unknown(repository, &digest.to_string());
     registry.store.content(repository, &digest.0)?.ok_or_else(unknown)?;
     let (mut file, size) = registry.blobs.reader(digest)?.ok_or_else(unknown)?;
+    if head {
+        // Who pushes an image asks like this, and counts on the answer.
+        registry.blobs.touch(digest)?;
+    }
     let part = if head { None } else { range(headers, size)? };
     let (start, end) = part.unwrap_or((0, size));
     let mut response = Response::builder()

@@ -13,13 +13,13 @@ use skeg_images::Digest;
 
 use super::error::RegistryError;
 use super::name::Wanted;
-use super::{CONTENT_DIGEST, Registry, json_answer};
+use super::{CONTENT_DIGEST, Registry, page};
 use crate::app::App;
 use crate::manager::Nudge;
 use crate::store::on_disk;
 
 /// Largest manifest in bytes (the specification asks for at least 4 MiB).
-const MAX_MANIFEST: usize = 4 << 20;
+pub(super) const MAX_MANIFEST: usize = 4 << 20;
 /// Kinds of manifests that list other manifests.
 const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
@@ -28,13 +28,17 @@ const IMAGES: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 
 /// Lists the tags of a repository.
-pub(super) fn tags(registry: &Registry, repository: &str) -> Result<Response<Body>, RegistryError> {
+pub(super) fn tags(
+    registry: &Registry,
+    repository: &str,
+    query: Option<&str>,
+) -> Result<Response<Body>, RegistryError> {
     let tags = registry.store.tags(repository)?;
     if tags.is_empty() && !registry.store.repositories()?.iter().any(|name| name == repository) {
         let message = format!("there is no repository {repository}");
         return Err(RegistryError::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message));
     }
-    Ok(json_answer(&json!({"name": repository, "tags": tags})))
+    page(tags, query, |tags| json!({"name": repository, "tags": tags}), &format!("/v2/{repository}/tags/list"))
 }
 
 fn find(registry: &Registry, repository: &str, reference: &Wanted) -> Result<(Digest, String), RegistryError> {
@@ -129,19 +133,24 @@ fn media_type(manifest: &Value, header: Option<&str>) -> Result<String, Registry
     }
 }
 
-/// Checks that the repository has everything that a manifest names.
-fn check_parts(registry: &Registry, repository: &str, manifest: &Value, media_type: &str) -> Result<(), RegistryError> {
-    let list = |name: &str| manifest[name].as_array().cloned().unwrap_or_default();
-    let (parts, manifests) = match INDEXES.contains(&media_type) {
-        true => (list("manifests"), true),
+/// The digests of everything that a manifest needs: manifests of an index, configuration and layers of an image.
+pub(super) fn parts<'a>(manifest: &'a Value, media_type: &str) -> Vec<&'a str> {
+    let list = |name: &str| manifest[name].as_array().map(Vec::as_slice).unwrap_or_default();
+    let digest = |part: &'a Value| part["digest"].as_str().unwrap_or_default();
+    match INDEXES.contains(&media_type) {
+        true => list("manifests").iter().map(digest).collect(),
         false => {
             // Layers with URLs of their own need not be here (image-spec, layer.md).
-            let layers = list("layers").into_iter().filter(|layer| layer["urls"].as_array().is_none_or(Vec::is_empty));
-            (std::iter::once(manifest["config"].clone()).chain(layers).collect(), false)
+            let layers = list("layers").iter().filter(|layer| layer["urls"].as_array().is_none_or(Vec::is_empty));
+            std::iter::once(&manifest["config"]).chain(layers).map(digest).collect()
         }
-    };
-    for part in parts {
-        let text = part["digest"].as_str().unwrap_or_default();
+    }
+}
+
+/// Checks that the repository has everything that a manifest names.
+fn check_parts(registry: &Registry, repository: &str, manifest: &Value, media_type: &str) -> Result<(), RegistryError> {
+    let manifests = INDEXES.contains(&media_type);
+    for text in parts(manifest, media_type) {
         let digest: Digest = text
             .parse()
             .map_err(|error| RegistryError::manifest_invalid(format!("a part of the manifest: {error}")))?;
@@ -161,11 +170,14 @@ pub(super) fn delete(
     repository: &str,
     reference: &Wanted,
 ) -> Result<Response<Body>, RegistryError> {
-    let _ledger = registry.ledger();
-    let (digest, _) = find(registry, repository, reference)?;
-    match reference {
-        Wanted::Tag(tag) => registry.store.remove_tag(repository, tag)?,
-        Wanted::Digest(_) => registry.store.remove_content(repository, &digest.0)?,
-    };
+    {
+        let _ledger = registry.ledger();
+        let (digest, _) = find(registry, repository, reference)?;
+        match reference {
+            Wanted::Tag(tag) => registry.store.remove_tag(repository, tag)?,
+            Wanted::Digest(_) => registry.store.remove_content(repository, &digest.0)?,
+        };
+    }
+    on_disk(|| registry.sweep_now());
     Ok(StatusCode::ACCEPTED.into_response())
 }

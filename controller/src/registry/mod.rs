@@ -3,14 +3,16 @@
 //! have a name; which repository has what is in the store.
 
 mod blobs;
+mod collect;
 mod error;
 mod manifests;
 mod name;
+mod through;
 mod uploads;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -19,9 +21,10 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use hyper::header::{CONTENT_TYPE, HeaderName};
+use hyper::header::{CONTENT_TYPE, HeaderName, LINK};
 use hyper::{Method, StatusCode};
 use serde_json::json;
+use skeg_images::Digest;
 use skeg_images::blobs::Blobs;
 
 use crate::api;
@@ -48,20 +51,41 @@ pub(crate) struct Registry {
     busy: Mutex<HashSet<String>>,
     /// When an unfinished upload was last written to.
     touched: Mutex<HashMap<String, Instant>>,
+    /// One lock a digest that is being fetched from another registry.
+    turns: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Bytes of other registries' images that are kept for devices.
+    kept_bytes: u64,
     /// Held while a blob gets or loses its last name, so that the two never cross.
     ledger: Mutex<()>,
 }
 
 impl Registry {
     /// Opens the folder. Uploads that an earlier process left unfinished are dropped: clients begin them again.
-    pub(crate) fn open(root: &Path, store: Arc<Database>) -> Result<Self> {
+    pub(crate) fn open(root: &Path, store: Arc<Database>, kept_bytes: u64) -> Result<Self> {
         let open = || {
             let blobs = Blobs::open(root)?;
             blobs.uploads()?.iter().try_for_each(|id| blobs.remove_upload(id))?;
             Ok::<_, skeg_images::blobs::BlobError>(blobs)
         };
         let blobs = Arc::new(open().with_context(|| format!("cannot open the registry in {}", root.display()))?);
-        Ok(Registry { blobs, store, busy: Mutex::default(), touched: Mutex::default(), ledger: Mutex::default() })
+        Ok(Registry {
+            blobs,
+            store,
+            busy: Mutex::default(),
+            touched: Mutex::default(),
+            turns: Mutex::default(),
+            kept_bytes,
+            ledger: Mutex::default(),
+        })
+    }
+
+    /// The lock of a digest that is being fetched; it goes with its last holder.
+    fn turn(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = turns.get(digest).and_then(Weak::upgrade).unwrap_or_default();
+        turns.insert(*digest, Arc::downgrade(&turn));
+        turn
     }
 
     fn ledger(&self) -> MutexGuard<'_, ()> {
@@ -111,17 +135,36 @@ pub(crate) fn device_router(app: Arc<App>, key: Key32) -> Router {
     router(move |request| {
         let app = app.clone();
         async move {
-            match app.store.node_of_key(&key) {
-                Ok(Some(_)) => {}
+            let node = match app.store.node_of_key(&key) {
+                Ok(Some(node)) => node,
                 Ok(None) => return RegistryError::denied("this device's key is not enrolled here").into_response(),
                 Err(error) => return RegistryError::from(error).into_response(),
-            }
+            };
             if !matches!(*request.method(), Method::GET | Method::HEAD) {
                 return RegistryError::denied("devices only read").into_response();
             }
-            answer(&app, request).await
+            let path = request.uri().path().trim_start_matches("/v2/").to_owned();
+            match through::answer(&app, &node, request.method(), &path, request.headers()).await {
+                Some(answer) => answer.unwrap_or_else(RegistryError::into_response),
+                None => answer(&app, request).await,
+            }
         }
     })
+}
+
+/// Frees hourly what no manifest names, until the controller stops: what was too young when its manifest was deleted,
+/// and what broken pushes have left.
+pub(crate) async fn sweep_hourly(app: Arc<App>) {
+    loop {
+        let swept = app.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || swept.registry.sweep_now()).await {
+            log::error!("registry: {error}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(collect::GRACE) => {}
+            () = app.stopped() => return,
+        }
+    }
 }
 
 fn router<F, A>(handler: F) -> Router
@@ -148,8 +191,12 @@ async fn serve(app: &Arc<App>, request: Request) -> Result<Response<Body>, Regis
     let reading = method == Method::GET || method == Method::HEAD;
     match Place::parse(&path)? {
         Place::Base if reading => Ok(json_answer(&json!({}))),
-        Place::Catalog if reading => Ok(json_answer(&json!({"repositories": registry.store.repositories()?}))),
-        Place::Tags { repository } if reading => manifests::tags(registry, &repository),
+        Place::Catalog if reading => {
+            let mut names = registry.store.repositories()?;
+            names.retain(|name| !name.starts_with(through::KEPT));
+            page(names, request.uri().query(), |names| json!({"repositories": names}), "/v2/_catalog")
+        }
+        Place::Tags { repository } if reading => manifests::tags(registry, &repository, request.uri().query()),
         Place::Manifest { repository, reference } => match method {
             Method::GET | Method::HEAD => manifests::get(registry, &repository, &reference, method == Method::HEAD),
             Method::PUT => manifests::put(app, &repository, &reference, request).await,
@@ -175,6 +222,32 @@ async fn serve(app: &Arc<App>, request: Request) -> Result<Response<Body>, Regis
     }
 }
 
+/// Answers with as much of a sorted list as the query asks for (distribution-spec, "Listing Tags"), and with the way
+/// to the rest.
+fn page(
+    mut names: Vec<String>,
+    query: Option<&str>,
+    answer: impl FnOnce(&[String]) -> serde_json::Value,
+    path: &str,
+) -> Result<Response<Body>, RegistryError> {
+    if let Some(last) = uploads::parameter(query, "last") {
+        names.retain(|name| *name > last);
+    }
+    let Some(most) = uploads::parameter(query, "n") else { return Ok(json_answer(&answer(&names))) };
+    let wrong = |_| RegistryError::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", format!("n={most}"));
+    let most = most.parse::<usize>().map_err(wrong)?;
+    let more = names.len() > most;
+    names.truncate(most);
+    let mut response = json_answer(&answer(&names));
+    // The names of repositories and tags need no escapes in a URL.
+    if let Some(last) = names.last().filter(|_| more)
+        && let Ok(link) = format!("<{path}?n={most}&last={last}>; rel=\"next\"").parse()
+    {
+        response.headers_mut().insert(LINK, link);
+    }
+    Ok(response)
+}
+
 fn json_answer(value: &serde_json::Value) -> Response<Body> {
     (StatusCode::OK, [(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
@@ -184,10 +257,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn lists_come_in_pages() {
+        let names = || ["a", "b", "c"].map(str::to_owned).to_vec();
+        let ask = |query| {
+            let mut told = Vec::new();
+            let answer = |names: &[String]| {
+                told = names.to_vec();
+                json!(names)
+            };
+            let response = page(names(), query, answer, "/v2/_catalog").unwrap();
+            let link = response.headers().get(LINK).map(|link| link.to_str().unwrap().to_owned());
+            (link, told.concat())
+        };
+        assert_eq!(ask(None), (None, "abc".to_owned()));
+        let next = Some("</v2/_catalog?n=2&last=b>; rel=\"next\"".to_owned());
+        assert_eq!(ask(Some("n=2")), (next, "ab".to_owned()));
+        assert_eq!(ask(Some("n=2&last=b")), (None, "c".to_owned()));
+        assert_eq!(ask(Some("n=0")), (None, String::new()));
+        assert!(page(names(), Some("n=x"), |names| json!(names), "/").is_err());
+    }
+
+    #[test]
     fn an_upload_that_was_given_up_makes_room() {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Database::open(&folder.path().join("store.redb")).unwrap());
-        let registry = Registry::open(&folder.path().join("registry"), store).unwrap();
+        let registry = Registry::open(&folder.path().join("registry"), store, 0).unwrap();
         drop(registry.blobs.create("a1").unwrap());
         drop(registry.blobs.create("b2").unwrap());
         let begin = Instant::now();

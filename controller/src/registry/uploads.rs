@@ -15,18 +15,18 @@ use crate::secret::random_word;
 use crate::store::on_disk;
 
 /// Largest blob in bytes.
-const MAX_BLOB: u64 = 32 << 30;
+pub(super) const MAX_BLOB: u64 = 32 << 30;
 /// Uploads that may be unfinished at the same time.
 const MAX_UPLOADS: usize = 256;
 
 /// One upload, to which only one request writes at a time.
-struct Busy<'a> {
+pub(super) struct Busy<'a> {
     registry: &'a Registry,
     id: String,
 }
 
 impl<'a> Busy<'a> {
-    fn take(registry: &'a Registry, id: &str) -> Result<Self, RegistryError> {
+    pub(super) fn take(registry: &'a Registry, id: &str) -> Result<Self, RegistryError> {
         match registry.busy().insert(id.to_owned()) {
             true => Ok(Busy { registry, id: id.to_owned() }),
             false => Err(RegistryError::upload_invalid(format!("another request is writing to upload {id}"))),
@@ -41,10 +41,9 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// Values of a query, percent-decoded.
-fn parameter(request: &Request, name: &str) -> Option<String> {
-    let query = request.uri().query()?;
-    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
+/// A value of a query, percent-decoded.
+pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    let value = query?.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
     let mut bytes = Vec::new();
     let mut rest = value.bytes();
     while let Some(byte) = rest.next() {
@@ -80,11 +79,14 @@ pub(super) async fn begin(
     repository: &str,
     request: Request,
 ) -> Result<Response<Body>, RegistryError> {
-    if let (Some(mount), Some(from)) = (parameter(&request, "mount"), parameter(&request, "from")) {
+    if let (Some(mount), Some(from)) =
+        (parameter(request.uri().query(), "mount"), parameter(request.uri().query(), "from"))
+    {
         let mount = digest(&mount)?;
         let _ledger = registry.ledger();
         if is_repository(&from) && registry.store.content(&from, &mount.0)?.is_some() {
             registry.store.add_content(repository, &mount.0, "", None)?;
+            registry.blobs.touch(&mount)?;
             return Ok(created(repository, &mount));
         }
     }
@@ -96,7 +98,7 @@ pub(super) async fn begin(
         |error: anyhow::Error| RegistryError::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", error.to_string());
     let id = random_word(32).map_err(failed)?;
     drop(registry.blobs.create(&id)?);
-    match parameter(&request, "digest") {
+    match parameter(request.uri().query(), "digest") {
         Some(_) => finish(registry, repository, &id, request).await,
         None => Ok(accepted(StatusCode::ACCEPTED, repository, &id, 0)),
     }
@@ -166,7 +168,7 @@ pub(super) async fn finish(
     id: &str,
     request: Request,
 ) -> Result<Response<Body>, RegistryError> {
-    let wanted = parameter(&request, "digest");
+    let wanted = parameter(request.uri().query(), "digest");
     let wanted = digest(&wanted.ok_or_else(|| RegistryError::digest_invalid("the digest is missing"))?)?;
     let _busy = Busy::take(registry, id)?;
     let writer = receive(registry, id, request).await?;

@@ -52,6 +52,17 @@ impl Database {
         Ok(table.get((repository, digest))?.map(|media_type| media_type.value().to_owned()))
     }
 
+    /// Everything that a repository has: digest and media type as in [`Database::content`].
+    pub(crate) fn contents(&self, repository: &str) -> Result<Vec<([u8; 32], String)>, StoreError> {
+        let table = self.redb.begin_read()?.open_table(CONTENT)?;
+        let mut contents = Vec::new();
+        for entry in table.range((repository, &[0; 32])..=(repository, &[0xff; 32]))? {
+            let (key, media_type) = entry?;
+            contents.push((*key.value().1, media_type.value().to_owned()));
+        }
+        Ok(contents)
+    }
+
     /// Adds content to a repository, under a tag where one is given.
     pub(crate) fn add_content(
         &self,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, TrustAnchor};
 
 use crate::reference::is_host;
 
@@ -21,8 +21,10 @@ pub struct Endpoint {
     pub(super) tls: bool,
     pub(super) host: String,
     pub(super) port: u16,
-    /// The caller's TLS configuration; none means X.509 with the web's roots.
+    /// The TLS configuration for the registry itself; none means X.509 with the web's roots.
     config: Option<Arc<ClientConfig>>,
+    /// The same for the hosts that it refers to: token servers, storage.
+    others: Option<Arc<ClientConfig>>,
     pub(super) connect_timeout: Duration,
     pub(super) stall_timeout: Duration,
 }
@@ -60,6 +62,7 @@ impl Endpoint {
             port: port.unwrap_or(if plain_http { 80 } else { 443 }),
             host,
             config: None,
+            others: None,
             connect_timeout: CONNECT_TIMEOUT,
             stall_timeout: STALL_TIMEOUT,
         })
@@ -79,7 +82,8 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// Trusts the certificate authorities of a PEM file for this registry, and no others.
+    /// Trusts the certificate authorities of a PEM file for this registry, and no others; for the hosts that it refers
+    /// to (token server, storage) beside the web's.
     pub fn with_authorities(mut self, pem: &[u8]) -> Result<Endpoint, AuthoritiesError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {
@@ -88,6 +92,8 @@ impl Endpoint {
         if roots.is_empty() {
             return Err(AuthoritiesError::Empty);
         }
+        let all = web_roots().into_iter().chain(roots.roots.iter().cloned()).collect();
+        self.others = Some(web_config(RootCertStore { roots: all }));
         self.config = Some(web_config(roots));
         Ok(self)
     }
@@ -107,17 +113,18 @@ impl Endpoint {
         (self.tls, &self.host, self.port) == (target.tls, &target.host, target.port)
     }
 
-    /// Returns the TLS configuration for a host: the caller's for the registry, the web's roots for any other.
+    /// Returns the TLS configuration for a host.
     pub(super) fn tls_config(&self, target: &Target) -> Arc<ClientConfig> {
-        match &self.config {
-            Some(config) if self.is_own(target) => Arc::clone(config),
-            _ => {
-                static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-                let web = || web_config(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
-                Arc::clone(CONFIG.get_or_init(web))
-            }
-        }
+        let special = if self.is_own(target) { &self.config } else { &self.others };
+        special.clone().unwrap_or_else(|| {
+            static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+            Arc::clone(CONFIG.get_or_init(|| web_config(RootCertStore { roots: web_roots() })))
+        })
     }
+}
+
+fn web_roots() -> Vec<TrustAnchor<'static>> {
+    webpki_roots::TLS_SERVER_ROOTS.to_vec()
 }
 
 /// Makes the configuration for registries with X.509 certificates.

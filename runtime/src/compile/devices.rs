@@ -8,7 +8,9 @@ use super::{Compiler, PlanError};
 use crate::oci;
 use crate::process::c_string;
 use crate::step::{Device, FilesystemStep};
-use std::ffi::OsStr;
+use crate::sys::{self, MountAttributes};
+use std::ffi::{CStr, OsStr};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -109,8 +111,14 @@ impl Compiler<'_> {
                 slot
             }
         };
+        let name = c_string(at, name)?;
+        let mount = match self.user_namespace {
+            Some(namespace) => self.made_ahead(at, &name, node, namespace)?,
+            None => None,
+        };
         let device = Device {
-            name: c_string(at, name)?,
+            name,
+            mount,
             path: c_string(at, [b"/", path.to_bytes()].concat())?,
             mode: node.mode,
             major: node.numbers.0,
@@ -120,5 +128,42 @@ impl Compiler<'_> {
         };
         self.step(FilesystemStep::MakeDevice { folder, device });
         Ok(())
+    }
+
+    /// Makes a node for a container that may not make it, on a filesystem of its own that nobody sees, and shows it with
+    /// the ids of the user namespace. Before Linux 6.15 nothing could be cloned from there: the child then binds the
+    /// host's node.
+    fn made_ahead(
+        &mut self,
+        at: &str,
+        name: &CStr,
+        node: &Node<'_>,
+        user_namespace: i32,
+    ) -> Result<Option<i32>, PlanError> {
+        let failed =
+            |errno: sys::Errno| PlanError::Path { at: at.into(), path: node.path.into(), source: errno.into() };
+        let context = sys::own(sys::open_filesystem(c"tmpfs").map_err(failed)?);
+        sys::create_filesystem(context.as_raw_fd()).map_err(failed)?;
+        let folder = sys::own(sys::mount_filesystem(context.as_raw_fd(), 0).map_err(failed)?);
+        let folder = folder.as_raw_fd();
+        match sys::make_node(folder, name, node.mode, libc::makedev(node.numbers.0, node.numbers.1)) {
+            // The caller is in a user namespace itself.
+            Err(sys::Errno(libc::EPERM)) => return Ok(None),
+            result => result.map_err(failed)?,
+        }
+        // The caller's umask has a say in a new node's mode.
+        sys::change_mode_at(folder, name, node.mode & 0o7777).map_err(failed)?;
+        sys::change_owner(folder, name, node.owner.0, node.owner.1).map_err(failed)?;
+        let mount = match sys::open_tree(folder, name, libc::OPEN_TREE_CLONE) {
+            Err(sys::Errno(libc::EINVAL)) => return Ok(None),
+            mount => sys::own(mount.map_err(failed)?),
+        };
+        let attributes = MountAttributes {
+            set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_IDMAP,
+            user_namespace: user_namespace as u64,
+            ..MountAttributes::default()
+        };
+        sys::set_mount_attributes(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH, &attributes).map_err(failed)?;
+        self.hold(mount).map(Some)
     }
 }

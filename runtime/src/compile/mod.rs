@@ -22,6 +22,7 @@ use crate::step::Step;
 use crate::sys::CloneRequest;
 use crate::terminal;
 use oci::LinuxNamespaceType as Kind;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -155,7 +156,6 @@ impl Plan {
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
             spec,
-            cgroup,
             steps: vec![Step::ClearUmask],
             clone: CloneRequest { namespaces: 0, sibling: reaper == Reaper::CallersParent, cgroup: None },
             held: Vec::new(),
@@ -165,6 +165,7 @@ impl Plan {
             devices: true,
             device_folder: None,
             read_only_later: Vec::new(),
+            cgroup_folders: cgroup.map(Cgroup::folders).unwrap_or_default(),
             host,
         };
         compiler.score(process);
@@ -268,7 +269,6 @@ impl Slots {
 /// The state of one compilation.
 struct Compiler<'a> {
     spec: &'a oci::Spec,
-    cgroup: Option<&'a Cgroup>,
     steps: Vec<Step>,
     clone: CloneRequest,
     held: Vec<OwnedFd>,
@@ -283,6 +283,8 @@ struct Compiler<'a> {
     device_folder: Option<i32>,
     /// Mounts that are written to before they become read-only: the child's number and the path.
     read_only_later: Vec<(i32, CString)>,
+    /// The container's own folder in each hierarchy, by its controllers.
+    cgroup_folders: BTreeMap<String, PathBuf>,
     /// How the host mounts its cgroups, once somebody has asked.
     host: Option<HostCgroups>,
 }

@@ -5,7 +5,7 @@
 
 use super::filesystem::target;
 use super::{Compiler, PlanError};
-use crate::cgroup::{Cgroup, host_cgroups};
+use crate::cgroup::host_cgroups;
 use crate::mounts::Options;
 use crate::oci;
 use crate::process::c_string;
@@ -52,7 +52,7 @@ impl Compiler<'_> {
         let host = match kind {
             "proc" => (!self.lists(Kind::Pid)).then_some("/proc"),
             "sysfs" => (!self.lists(Kind::Network)).then_some("/sys"),
-            "cgroup" | "cgroup2" => (!self.lists(Kind::Cgroup) && self.cgroup.is_none()).then_some("/sys/fs/cgroup"),
+            "cgroup" | "cgroup2" => (!self.lists(Kind::Cgroup)).then_some("/sys/fs/cgroup"),
             _ => None,
         };
         if let Some(source) = host.filter(|_| self.lists(Kind::User)) {
@@ -123,9 +123,9 @@ impl Compiler<'_> {
 
     fn bind(&mut self, at: &str, mount: &oci::Mount, options: &Options) -> Result<(), PlanError> {
         let destination = mount.destination();
-        // Options that mean nothing here are the filesystem's business (config.md, "Mounts"), and a bind has none.
-        for unknown in &options.filesystem {
-            log::warn!("{at}.options: {unknown:?} is not an option of a bind mount and is left out");
+        // A bind mount shows a filesystem that is mounted already: its options are set elsewhere.
+        if !options.filesystem.is_empty() {
+            log::warn!("{at}.options: {:?} mean nothing to a bind mount", options.filesystem);
         }
         if options.remount {
             let target = target(&format!("{at}.destination"), destination, false)?;
@@ -214,15 +214,14 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// The container's view of its cgroup: the one hierarchy of version 2, or each of version 1. Without a cgroup
-    /// namespace these would show the host's: it gets its own folders only, and read-only (CVE-2023-25809).
+    /// The container's view of its cgroup: the one hierarchy of version 2, or each of version 1. It is read-only without
+    /// a cgroup namespace, where it would show the host's (CVE-2023-25809).
     fn cgroup_mount(&mut self, at: &str, destination: &Path, mut options: Options) -> Result<(), PlanError> {
         let host = self.host.take().map_or_else(host_cgroups, Ok)?;
         options.attributes.set |= libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-        let mut own = None;
-        if !self.lists(Kind::Cgroup) {
+        let own_namespace = self.lists(Kind::Cgroup);
+        if !own_namespace {
             options.attributes.set |= libc::MOUNT_ATTR_RDONLY;
-            own = self.cgroup.map(Cgroup::folders);
         }
         let with = |filesystem: &[&str]| Options {
             attributes: options.attributes,
@@ -232,10 +231,7 @@ impl Compiler<'_> {
         };
         let version_one: Vec<String> = host.version_one().collect();
         if version_one.is_empty() {
-            return match own.as_ref().and_then(|folders| folders.get("")) {
-                Some(folder) => self.bind_source(at, folder, destination, &with(&[]), None),
-                None => self.filesystem(at, destination, "cgroup2", "cgroup", with(&[])),
-            };
+            return self.filesystem(at, destination, "cgroup2", "cgroup", with(&[]));
         }
         self.filesystem(at, destination, "tmpfs", "tmpfs", with(&["mode=755", "size=64k"]))?;
         let parent = self.slots.take();
@@ -244,12 +240,13 @@ impl Compiler<'_> {
         for controllers in version_one {
             let folder = controllers.strip_prefix("name=").unwrap_or(&controllers).to_string();
             let words: Vec<&str> = controllers.split(',').collect();
-            let place = destination.join(&folder);
-            match own.as_ref().map(|folders| folders.get(&controllers)) {
-                Some(Some(folder)) => self.bind_source(at, folder, &place, &with(&[]), None)?,
-                // It has no folder in this one.
-                Some(None) => continue,
-                None => self.filesystem(at, &place, "cgroup", "cgroup", with(&words))?,
+            // Without a namespace the hierarchy would be the host's whole one: only its own part is shown.
+            match self.cgroup_folders.get(&controllers).filter(|_| !own_namespace).cloned() {
+                Some(own) => {
+                    let options = Options { bind: Some(false), ..with(&[]) };
+                    self.bind_source(at, &own, &destination.join(&folder), &options, None)?;
+                }
+                None => self.filesystem(at, &destination.join(&folder), "cgroup", "cgroup", with(&words))?,
             }
             // Programs look for `cpu`, wherever it is mounted.
             for word in words.iter().filter(|_| words.len() > 1) {

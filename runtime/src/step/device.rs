@@ -21,11 +21,20 @@ pub(crate) struct Device {
     pub(crate) minor: u32,
     pub(crate) user: u32,
     pub(crate) group: u32,
+    /// The node as the caller has made it, detached: a user namespace may not make any.
+    pub(crate) mount: Option<i32>,
 }
 
 impl Device {
     /// Makes the node in an open folder.
     pub(crate) fn make(&self, folder: i32) -> sys::Result<()> {
+        if let Some(mount) = self.mount {
+            let place = self.open_place(folder)?;
+            sys::attach_mount(mount, place)?;
+            sys::close(place);
+            sys::close(mount);
+            return Ok(());
+        }
         match sys::make_node(folder, &self.name, self.mode, libc::makedev(self.major, self.minor)) {
             Ok(()) if self.user == 0 && self.group == 0 => Ok(()),
             Ok(()) => sys::change_owner(folder, &self.name, self.user, self.group),
@@ -46,20 +55,26 @@ impl Device {
         stat.mode & libc::S_IFMT == kind && stat.device == number
     }
 
+    /// Opens a file for the device to be mounted on, and makes it if there is none.
+    fn open_place(&self, folder: i32) -> sys::Result<i32> {
+        let made = sys::make_node(folder, &self.name, libc::S_IFREG, 0);
+        if !sys::is_there(&made) {
+            made?;
+        }
+        let place = sys::open(folder, &self.name, libc::O_PATH | libc::O_NOFOLLOW)?;
+        if sys::filesystem_kind(place)? == PROC_MAGIC {
+            return Err(Errno(libc::EPERM));
+        }
+        Ok(place)
+    }
+
     fn bind_from_host(&self, folder: i32) -> sys::Result<()> {
         let source = sys::open(libc::AT_FDCWD, &self.path, libc::O_PATH | libc::O_NOFOLLOW)?;
         // Whatever the host has under that name, only the very device may enter the container.
         if !self.is(sys::stat(source)?) {
             return Err(Errno(libc::ENODEV));
         }
-        let made = sys::make_node(folder, &self.name, libc::S_IFREG, 0);
-        if !sys::is_there(&made) {
-            made?;
-        }
-        let target = sys::open(folder, &self.name, libc::O_PATH | libc::O_NOFOLLOW)?;
-        if sys::filesystem_kind(target)? == PROC_MAGIC {
-            return Err(Errno(libc::EPERM));
-        }
+        let target = self.open_place(folder)?;
         bind_descriptor(source, target)?;
         sys::close(target);
         sys::close(source);

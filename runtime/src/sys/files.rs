@@ -70,6 +70,12 @@ pub(crate) fn change_mode(fd: i32, mode: u32) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_fchmod, fd, mode) }).map(drop)
 }
 
+/// fchmodat(2). Follows a link: only for names in folders that nobody else sees.
+pub(crate) fn change_mode_at(folder: i32, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_fchmodat, folder, name.as_ptr(), mode) }).map(drop)
+}
+
 /// fchown(2).
 pub(crate) fn change_owner_of(fd: i32, user: u32, group: u32) -> Result<()> {
     // SAFETY: plain integers.

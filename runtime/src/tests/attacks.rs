@@ -281,7 +281,7 @@ fn cve_2023_25809_cgroups_are_read_only_without_a_namespace() {
         return;
     }
     let line = "busybox awk '$5 ~ \"^/sys/fs/cgroup\" { print $6 }' /proc/self/mountinfo | busybox grep -v ^ro; \
-                for folder in /sys/fs/cgroup /sys/fs/cgroup/*/; do busybox mkdir $folder/x 2>&1; done | \
+                for folder in $(busybox find /sys/fs/cgroup -maxdepth 1 -type d); do busybox mkdir $folder/x 2>&1; done | \
                 busybox grep -v 'Read-only file system'; echo done";
     let spec = without_mount(shell(line), "/sys/fs/cgroup");
     let spec = with_mounts(spec, vec![mount("/sys/fs/cgroup", "cgroup", "cgroup", "rw,nosuid")]);

@@ -1,6 +1,6 @@
 //! What goes wrong is told by name, and leaves nothing behind.
 
-use super::support::{Ground, cannot_run, change_process, mount, shell, with_arguments, with_mounts};
+use super::support::{Ground, cannot_map_ids, cannot_run, change_process, mount, shell, with_arguments, with_mounts};
 use crate::step::Step;
 use crate::{
     Exit, Extras, HookState, Limits, Plan, PlanError, StartError, StartRequest, bind_start_socket, is_waiting,
@@ -163,7 +163,7 @@ fn a_failure_at_any_step_leaves_nothing_behind() {
 
 #[test]
 fn a_failure_at_any_step_of_an_entrance_leaves_nothing_behind() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let ground = Ground::with_cgroup(&Limits::default());

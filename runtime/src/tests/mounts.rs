@@ -1,6 +1,6 @@
 //! What the specification says about mounts, devices, masks and sysctls, seen from inside.
 
-use super::support::{Ground, cannot_run, change_linux, mount, shell, with_mounts};
+use super::support::{Ground, cannot_map_ids, cannot_run, change_linux, mount, shell, with_mounts};
 use crate::{StartError, oci};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -20,7 +20,8 @@ fn a_filesystem_gets_attributes_options_and_propagation() {
         return;
     }
     let shown = |options| output_with(&Ground::new(), vec![mount("/place", "tmpfs", "tmpfs", options)], SHOW);
-    let told = shown("nosuid,nodev,noexec,noatime,size=64k,mode=700");
+    // Some kernels number files by 64 bits and say so.
+    let told = shown("nosuid,nodev,noexec,noatime,size=64k,mode=700").replace(",inode64", "");
     assert_eq!(told, "rw,nosuid,nodev,noexec,noatime tmpfs rw,size=64k,mode=700\n");
     assert!(shown("ro,nosymfollow").starts_with("ro,relatime,nosymfollow tmpfs rw"), "{}", shown("ro,nosymfollow"));
     assert!(shown("rnosuid,strictatime,nodiratime").starts_with("rw,nosuid,nodiratime tmpfs"));
@@ -214,6 +215,30 @@ fn devices_are_made_anywhere_with_mode_and_owner() {
     assert_eq!(told, expected);
 }
 
+/// The host has no `/dev/no-such-device`: in a user namespace it is the caller who makes it.
+#[test]
+fn devices_of_a_user_namespace_have_their_mode_and_owner() {
+    if cannot_map_ids() {
+        return;
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).filter_map(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(15)) {
+        println!("skipped: needs Linux 6.15, which clones mounts that nobody sees");
+        return;
+    }
+    let ground = Ground::new();
+    super::namespaces::open(&ground);
+    let line = "busybox stat -c '%F %t:%T %a %u:%g' /dev/no-such-device /dev/null; echo lost > /dev/null; \
+                busybox awk '$5 == \"/dev/null\" { print $6 }' /proc/self/mountinfo";
+    let spec = change_linux(super::namespaces::in_user_namespace(line), |linux| {
+        linux.set_devices(Some(vec![device("/dev/no-such-device", oci::LinuxDeviceType::C, (1, 5))]));
+    });
+    let told = ground.run_spec(&spec).unwrap().output;
+    let expected = "character special file 1:5 640 3:4\ncharacter special file 1:3 666 0:0\nrw,nosuid,noexec,relatime";
+    assert!(told.starts_with(expected), "{told}");
+}
+
 #[test]
 fn a_file_in_the_place_of_a_device_is_an_error_unless_it_is_that_device() {
     if cannot_run() {
@@ -327,7 +352,7 @@ fn a_mount_label_needs_a_kernel_that_knows_labels() {
 
 #[test]
 fn an_idmapped_bind_shows_the_ids_of_its_map() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let ground = Ground::new();
@@ -355,4 +380,23 @@ fn an_idmapped_bind_shows_the_ids_of_its_map() {
     use std::os::unix::fs::MetadataExt;
     let made = fs::metadata(ground.path("data/made")).unwrap();
     assert_eq!((made.uid(), made.gid()), (0, 0), "the namespace's root is the owner's on the disk");
+}
+
+/// Engines ask for no cgroup namespace on version 1, and programs look for their own limit.
+#[test]
+fn without_a_cgroup_namespace_version_one_shows_the_container_s_own_folders() {
+    if cannot_run() {
+        return;
+    }
+    if crate::host_cgroups().unwrap().version_one().all(|controllers| controllers != "pids") {
+        println!("skipped: needs the pids controller of version 1");
+        return;
+    }
+    let ground = Ground::with_cgroup(&crate::Limits { pids: Some(77), ..crate::Limits::default() });
+    let spec = change_linux(shell("busybox cat /sys/fs/cgroup/pids/pids.max"), |linux| {
+        let mut namespaces = linux.namespaces().clone().unwrap();
+        namespaces.retain(|namespace| namespace.typ() != oci::LinuxNamespaceType::Cgroup);
+        linux.set_namespaces(Some(namespaces));
+    });
+    assert_eq!(ground.run_spec(&spec).unwrap().output, "77\n");
 }

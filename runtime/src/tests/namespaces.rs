@@ -1,7 +1,7 @@
 //! Namespaces of every kind, made and given.
 
 use super::entering::enter;
-use super::support::{Ground, cannot_run, change_linux, shell};
+use super::support::{Ground, cannot_map_ids, cannot_run, change_linux, shell};
 use crate::{Exit, Limits, PlanError, StartError, Started, new_user_namespace, oci, wait};
 use oci::LinuxNamespaceType as Kind;
 use std::fs::{self, File};
@@ -58,7 +58,7 @@ pub(super) fn open(ground: &Ground) {
 
 #[test]
 fn a_user_namespace_has_its_own_ids_and_owns_the_rest() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let ground = Ground::with_cgroup(&Limits::default());
@@ -80,7 +80,7 @@ fn a_user_namespace_has_its_own_ids_and_owns_the_rest() {
 
 #[test]
 fn a_second_process_enters_the_user_namespace_too() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let ground = Ground::with_cgroup(&Limits::default());
@@ -100,7 +100,7 @@ fn a_second_process_enters_the_user_namespace_too() {
 
 #[test]
 fn a_user_namespace_is_shared_by_descriptor() {
-    if cannot_run() {
+    if cannot_map_ids() {
         return;
     }
     let mut ground = Ground::with_cgroup(&Limits::default());
@@ -222,4 +222,21 @@ fn the_caller_s_namespaces_are_kept_where_none_is_asked_for() {
         let wanted = fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
         assert_eq!(Ground::new().run_spec(&spec).unwrap().output.trim_end(), wanted);
     }
+}
+
+/// Each helper process holds copies of the other's pipe: whoever waited for a pipe's end waited for ever.
+#[test]
+fn two_user_namespaces_made_at_once_do_not_wait_for_each_other() {
+    if cannot_run() {
+        return;
+    }
+    let make = || {
+        for _ in 0..100 {
+            new_user_namespace(&[map(0, 100_000, 1)], &[map(0, 100_000, 1)]).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(make);
+        scope.spawn(make);
+    });
 }
