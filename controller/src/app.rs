@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::images::Upstream;
 use crate::link::Hub;
 use crate::manager::Nudge;
 use crate::registry::Registry;
@@ -19,8 +20,8 @@ pub(crate) struct App {
     pub(crate) hub: Hub,
     /// Images that were pushed here.
     pub(crate) registry: Registry,
-    /// Registries that are spoken to without TLS (`host[:port]`).
-    pub(crate) plain_http: Vec<String>,
+    /// How other registries are reached.
+    pub(crate) upstream: Upstream,
     /// What the admin shows to be let in.
     pub(crate) admin_token: String,
     /// The raw public key that devices pin.

@@ -2,9 +2,11 @@
 //! reference names. Every answer, good or bad, is remembered for as long as a pod needs it.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use skeg_images::{Client, Endpoint, Reference};
+use skeg_images::{Client, Endpoint, Logins, Reference, Sources};
 use skeg_protocol::Digest;
 use skeg_protocol::manifest::{Image, ImageSource};
 
@@ -38,11 +40,57 @@ pub(crate) fn own(database: &Database, reference: &str) -> Result<Option<Image>,
     Ok(None)
 }
 
-/// Asks the registry that a reference names. Those in `plain_http` are spoken to without TLS.
+/// How other registries are reached.
+#[derive(Debug, Default)]
+pub(crate) struct Upstream {
+    /// Hosts that are spoken to without TLS.
+    pub(crate) plain_http: Vec<String>,
+    /// Docker's config.json with logins.
+    pub(crate) docker_config: Option<PathBuf>,
+}
+
+/// Largest file of logins in bytes.
+const MAX_LOGINS: u64 = 1 << 20;
+
+/// The registry that a reference names, with each login that is for it.
+///
+/// # Errors
+/// The host is none, or the file of logins cannot be read.
+pub(crate) fn sources(reference: &Reference, upstream: &Upstream) -> Result<Sources, String> {
+    let logins = match &upstream.docker_config {
+        None => Vec::new(),
+        Some(path) => {
+            let mut bytes = Vec::new();
+            let read = std::fs::File::open(path).and_then(|file| file.take(MAX_LOGINS).read_to_end(&mut bytes));
+            read.map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+            let logins = Logins::parse(&bytes).map_err(|error| format!("{}: {}", path.display(), chain(&error)))?;
+            logins.matching(reference)
+        }
+    };
+    let host = reference.registry();
+    let plain = upstream.plain_http.iter().any(|plain| plain == host);
+    let endpoint = Endpoint::for_registry(host, plain).map_err(|error| chain(&error))?;
+    let source = |login| (Client::with_login(endpoint.clone(), login), reference.repository().to_owned());
+    let mut logins = logins.into_iter().map(Some);
+    Ok(Sources::new(source(logins.next().flatten()), logins.map(source)))
+}
+
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Asks the registry that a reference names.
 ///
 /// # Errors
 /// Why the reference means nothing, for people.
-pub(crate) async fn remote(reference: &str, plain_http: &[String]) -> Result<Image, String> {
+pub(crate) async fn remote(reference: &str, upstream: &Upstream) -> Result<Image, String> {
     let known = |digest: skeg_images::Digest| Image {
         reference: reference.to_owned(),
         digest: Digest(digest.0),
@@ -52,19 +100,10 @@ pub(crate) async fn remote(reference: &str, plain_http: &[String]) -> Result<Ima
     if let Some(digest) = parsed.digest() {
         return Ok(known(*digest));
     }
-    let failed = |error: &dyn std::error::Error| {
-        let mut text = format!("{reference:?} is not in the controller's registry, and {error}");
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        text
-    };
-    let plain = plain_http.iter().any(|host| host == parsed.registry());
-    let endpoint = Endpoint::for_registry(parsed.registry(), plain).map_err(|error| failed(&error))?;
-    let tag = parsed.tag().unwrap_or("latest");
-    Client::new(endpoint).resolve(parsed.repository(), tag).await.map(known).map_err(|error| failed(&error))
+    let failed = |message: String| format!("{reference:?} is not in the controller's registry, and {message}");
+    let sources = sources(&parsed, upstream).map_err(failed)?;
+    let resolved = sources.resolve(parsed.tag().unwrap_or("latest")).await;
+    resolved.map(known).map_err(|error| failed(chain(&error)))
 }
 
 /// Where the resolution of one pod's reference stands.

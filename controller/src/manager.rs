@@ -305,7 +305,7 @@ impl Manager {
         tokio::spawn(async move {
             // The semaphore is never closed.
             let _permit = asking.acquire().await;
-            let answer = images::remote(&reference, &app.plain_http).await;
+            let answer = images::remote(&reference, &app.upstream).await;
             app.nudge(Nudge::Answer { uid, reference, answer });
         });
         Ok(Ok(None))

@@ -111,7 +111,12 @@ impl Images {
             }
             ImageSource::Registry => {
                 let reference: Reference = image.reference.parse().map_err(|error| chain(&error))?;
-                self.registries.sources(&reference)
+                let sources = self.registries.sources(&reference)?;
+                // The controller may reach what this device does not.
+                let through = self.controller.clone().map(|controller| {
+                    (Client::new(controller), format!("{}/{}", reference.registry(), reference.repository()))
+                });
+                Ok(sources.and_then(through))
             }
         }
     }

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::kubeconfig;
 use crate::app::App;
 use crate::data::Data;
+use crate::images::Upstream;
 use crate::link::{Hub, mark_all_unknown};
 use crate::registry::{self, Registry};
 use crate::server::{Server, reachable};
@@ -37,6 +38,12 @@ pub(crate) struct Serve {
     /// Registry (host or host:port) that is asked without TLS when images are looked up; may be given several times
     #[arg(long)]
     pub(crate) plain_http_registry: Vec<String>,
+    /// Docker's config.json with logins of registries, read anew whenever one is asked
+    #[arg(long)]
+    pub(crate) docker_config: Option<PathBuf>,
+    /// GiB of other registries' images that are kept for devices which reach only this controller
+    #[arg(long, default_value_t = 20)]
+    pub(crate) kept_gib: u64,
 }
 
 /// A controller that listens and does not serve yet.
@@ -72,10 +79,13 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
     data.write("admin.kubeconfig", kubeconfig.as_bytes())?;
     let (nudge, nudges) = mpsc::unbounded_channel();
     let app = Arc::new(App {
-        registry: Registry::open(&data.registry(), store.clone())?,
+        registry: Registry::open(&data.registry(), store.clone(), options.kept_gib.saturating_mul(1 << 30))?,
         store,
         hub: Hub::default(),
-        plain_http: options.plain_http_registry.clone(),
+        upstream: Upstream {
+            plain_http: options.plain_http_registry.clone(),
+            docker_config: options.docker_config.clone(),
+        },
         admin_token,
         public_key: identity.public,
         nudges: nudge,

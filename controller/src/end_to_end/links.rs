@@ -14,7 +14,7 @@ use crate::schedule::is_ready;
 use crate::tls::Identity;
 
 /// Enrols a new device.
-async fn enrol(controller: &Controller, name: &str) -> (Identity, Device) {
+pub(super) async fn enrol(controller: &Controller, name: &str) -> (Identity, Device) {
     let identity = identity();
     let token = controller.token().await;
     let mut device = open(controller, &identity, hello(name, Some(&token), NOTHING)).await;
@@ -305,7 +305,7 @@ async fn kubectl_exec_carries_streams_both_ways_and_the_exit_code() {
 }
 
 /// One HTTP/1.1 request of a device to the registry; gives the whole answer.
-async fn request(controller: &Controller, identity: &Identity, line: &str) -> String {
+pub(super) async fn request(controller: &Controller, identity: &Identity, line: &str) -> String {
     let mut stream = connect(controller.address, controller.app.public_key, identity, b"http/1.1").await;
     let text = format!("{line} HTTP/1.1\r\nhost: skeg\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
     stream.write_all(text.as_bytes()).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod device;
 mod links;
+mod through;
 mod tools;
 
 use std::net::SocketAddr;
@@ -29,12 +30,19 @@ struct Controller {
 
 impl Controller {
     async fn start() -> Self {
+        Self::start_beside(Vec::new()).await
+    }
+
+    /// Starts one that speaks to these registries without TLS.
+    async fn start_beside(plain_http_registry: Vec<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = Serve {
             data: folder.path().join("data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             name: Vec::new(),
-            plain_http_registry: Vec::new(),
+            plain_http_registry,
+            docker_config: None,
+            kept_gib: 20,
         };
         let (stop, stopping) = watch::channel(false);
         let ready = prepare(&options, stopping).await.unwrap();

@@ -57,7 +57,7 @@ impl Registry {
     /// Removes what was not asked for during the time of grace; a failure is the operator's to see.
     pub(crate) fn sweep_now(&self) {
         let before = SystemTime::now().checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
-        match self.sweep(before) {
+        match self.forget_kept(self.kept_bytes).and_then(|()| self.sweep(before)) {
             Ok(0) => {}
             Ok(removed) => log::info!("registry: removed {removed} blobs that no manifest names"),
             Err(error) => log::error!("registry: blobs that no manifest names cannot be removed: {error:?}"),
@@ -85,7 +85,7 @@ mod tests {
         fn new() -> World {
             let folder = tempfile::tempdir().unwrap();
             let store = Arc::new(Database::open(&folder.path().join("store.redb")).unwrap());
-            let registry = Registry::open(&folder.path().join("registry"), store).unwrap();
+            let registry = Registry::open(&folder.path().join("registry"), store, 100).unwrap();
             World { registry, _folder: folder }
         }
 

@@ -7,6 +7,7 @@ use hyper::header::CONTENT_TYPE;
 use serde_json::json;
 use skeg_images::blobs::BlobError;
 
+use crate::images::chain;
 use crate::store::StoreError;
 
 /// A failed request.
@@ -87,17 +88,6 @@ impl From<BlobError> for RegistryError {
             }
         }
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 impl From<StoreError> for RegistryError {

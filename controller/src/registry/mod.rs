@@ -7,11 +7,12 @@ mod collect;
 mod error;
 mod manifests;
 mod name;
+mod through;
 mod uploads;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -23,6 +24,7 @@ use axum::routing::any;
 use hyper::header::{CONTENT_TYPE, HeaderName, LINK};
 use hyper::{Method, StatusCode};
 use serde_json::json;
+use skeg_images::Digest;
 use skeg_images::blobs::Blobs;
 
 use crate::api;
@@ -49,20 +51,41 @@ pub(crate) struct Registry {
     busy: Mutex<HashSet<String>>,
     /// When an unfinished upload was last written to.
     touched: Mutex<HashMap<String, Instant>>,
+    /// One lock a digest that is being fetched from another registry.
+    turns: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Bytes of other registries' images that are kept for devices.
+    kept_bytes: u64,
     /// Held while a blob gets or loses its last name, so that the two never cross.
     ledger: Mutex<()>,
 }
 
 impl Registry {
     /// Opens the folder. Uploads that an earlier process left unfinished are dropped: clients begin them again.
-    pub(crate) fn open(root: &Path, store: Arc<Database>) -> Result<Self> {
+    pub(crate) fn open(root: &Path, store: Arc<Database>, kept_bytes: u64) -> Result<Self> {
         let open = || {
             let blobs = Blobs::open(root)?;
             blobs.uploads()?.iter().try_for_each(|id| blobs.remove_upload(id))?;
             Ok::<_, skeg_images::blobs::BlobError>(blobs)
         };
         let blobs = Arc::new(open().with_context(|| format!("cannot open the registry in {}", root.display()))?);
-        Ok(Registry { blobs, store, busy: Mutex::default(), touched: Mutex::default(), ledger: Mutex::default() })
+        Ok(Registry {
+            blobs,
+            store,
+            busy: Mutex::default(),
+            touched: Mutex::default(),
+            turns: Mutex::default(),
+            kept_bytes,
+            ledger: Mutex::default(),
+        })
+    }
+
+    /// The lock of a digest that is being fetched; it goes with its last holder.
+    fn turn(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = turns.get(digest).and_then(Weak::upgrade).unwrap_or_default();
+        turns.insert(*digest, Arc::downgrade(&turn));
+        turn
     }
 
     fn ledger(&self) -> MutexGuard<'_, ()> {
@@ -112,15 +135,19 @@ pub(crate) fn device_router(app: Arc<App>, key: Key32) -> Router {
     router(move |request| {
         let app = app.clone();
         async move {
-            match app.store.node_of_key(&key) {
-                Ok(Some(_)) => {}
+            let node = match app.store.node_of_key(&key) {
+                Ok(Some(node)) => node,
                 Ok(None) => return RegistryError::denied("this device's key is not enrolled here").into_response(),
                 Err(error) => return RegistryError::from(error).into_response(),
-            }
+            };
             if !matches!(*request.method(), Method::GET | Method::HEAD) {
                 return RegistryError::denied("devices only read").into_response();
             }
-            answer(&app, request).await
+            let path = request.uri().path().trim_start_matches("/v2/").to_owned();
+            match through::answer(&app, &node, request.method(), &path, request.headers()).await {
+                Some(answer) => answer.unwrap_or_else(RegistryError::into_response),
+                None => answer(&app, request).await,
+            }
         }
     })
 }
@@ -165,7 +192,8 @@ async fn serve(app: &Arc<App>, request: Request) -> Result<Response<Body>, Regis
     match Place::parse(&path)? {
         Place::Base if reading => Ok(json_answer(&json!({}))),
         Place::Catalog if reading => {
-            let names = registry.store.repositories()?;
+            let mut names = registry.store.repositories()?;
+            names.retain(|name| !name.starts_with(through::KEPT));
             page(names, request.uri().query(), |names| json!({"repositories": names}), "/v2/_catalog")
         }
         Place::Tags { repository } if reading => manifests::tags(registry, &repository, request.uri().query()),
@@ -253,7 +281,7 @@ mod tests {
     fn an_upload_that_was_given_up_makes_room() {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Database::open(&folder.path().join("store.redb")).unwrap());
-        let registry = Registry::open(&folder.path().join("registry"), store).unwrap();
+        let registry = Registry::open(&folder.path().join("registry"), store, 0).unwrap();
         drop(registry.blobs.create("a1").unwrap());
         drop(registry.blobs.create("b2").unwrap());
         let begin = Instant::now();

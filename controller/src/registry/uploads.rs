@@ -15,18 +15,18 @@ use crate::secret::random_word;
 use crate::store::on_disk;
 
 /// Largest blob in bytes.
-const MAX_BLOB: u64 = 32 << 30;
+pub(super) const MAX_BLOB: u64 = 32 << 30;
 /// Uploads that may be unfinished at the same time.
 const MAX_UPLOADS: usize = 256;
 
 /// One upload, to which only one request writes at a time.
-struct Busy<'a> {
+pub(super) struct Busy<'a> {
     registry: &'a Registry,
     id: String,
 }
 
 impl<'a> Busy<'a> {
-    fn take(registry: &'a Registry, id: &str) -> Result<Self, RegistryError> {
+    pub(super) fn take(registry: &'a Registry, id: &str) -> Result<Self, RegistryError> {
         match registry.busy().insert(id.to_owned()) {
             true => Ok(Busy { registry, id: id.to_owned() }),
             false => Err(RegistryError::upload_invalid(format!("another request is writing to upload {id}"))),

@@ -53,6 +53,12 @@ impl Sources {
         Sources::new((client, repository.to_owned()), [])
     }
 
+    /// Adds sources that are asked when all before them have failed.
+    #[must_use]
+    pub fn and_then(self, others: impl IntoIterator<Item = (Client, String)>) -> Sources {
+        Sources { list: self.list.iter().cloned().chain(others).collect(), ..self }
+    }
+
     /// Sets the wait before everything is asked again for the first time (0.5 s); it doubles each time.
     #[must_use]
     pub fn with_first_wait(self, first_wait: Duration) -> Sources {
