@@ -187,7 +187,8 @@ fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
     let hook = serde_json::json!([{"path": "/bin/busybox", "args": ["true"]}]);
     let hooks = serde_json::json!({"createRuntime": hook, "createContainer": hook});
     spec.set_hooks(Some(serde_json::from_value(hooks).unwrap()));
-    let (state, socket) = (HookState::default(), ground.path("start"));
+    let state = HookState { bundle: "/".into(), ..HookState::default() };
+    let socket = ground.path("start");
     let (console, _receiver) = terminal_pair().unwrap();
     let create = || {
         let _ = fs::remove_file(&socket);
