@@ -205,7 +205,7 @@ fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
     let hook = json!([{"path": "/bin/busybox", "args": ["true"]}]);
     let hooks = json!({"createRuntime": hook, "createContainer": hook, "startContainer": hook});
     spec.set_hooks(Some(serde_json::from_value(hooks).unwrap()));
-    fail_at_creation_and_start(&ground, &spec);
+    fail_at_creation_and_start(&ground, &spec, || ());
 
     let hooks = json!({"createRuntime": hook, "createContainer": hook});
     spec.set_hooks(Some(serde_json::from_value(hooks).unwrap()));
@@ -217,7 +217,7 @@ fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
     });
     // It takes what comes: connections wait in its queue, until it is full.
     agent.set_nonblocking(true).unwrap();
-    fail_at_creation_and_start_with(&ground, &spec, || while agent.accept().is_ok() {});
+    fail_at_creation_and_start(&ground, &spec, || while agent.accept().is_ok() {});
 }
 
 /// What this process holds: its descriptors, and whether it has a child, alive or not.
@@ -226,13 +226,10 @@ fn holdings() -> (usize, bool) {
     (fs::read_dir("/proc/self/fd").unwrap().count(), !matches!(children, Err(rustix::io::Errno::CHILD)))
 }
 
-fn fail_at_creation_and_start(ground: &Ground, spec: &oci::Spec) {
-    fail_at_creation_and_start_with(ground, spec, || ());
-}
-
 /// Puts a failing step at each place of a plan that waits for its start.
-fn fail_at_creation_and_start_with(ground: &Ground, spec: &oci::Spec, between: impl Fn()) {
-    let (state, socket) = (HookState::default(), ground.path("start"));
+fn fail_at_creation_and_start(ground: &Ground, spec: &oci::Spec, between: impl Fn()) {
+    let state = HookState { bundle: "/".into(), ..HookState::default() };
+    let socket = ground.path("start");
     let (console, receiver) = terminal_pair().unwrap();
     let create = || {
         let _ = fs::remove_file(&socket);
