@@ -49,7 +49,8 @@ pub(crate) fn kill(root: &Path, id: &str, text: &str, all: bool) -> anyhow::Resu
     let number = signal(text)?;
     let container = Container::find(root, id)?;
     let Some(init) = container.init()? else {
-        if all {
+        // A cgroup that was found in use is somebody else's.
+        if all && container.record.owns_cgroup {
             // Without a pid namespace of its own, a container's processes outlive its first.
             return Ok(container.record.cgroup()?.map_or(Ok(()), |cgroup| cgroup.signal(number))?);
         }

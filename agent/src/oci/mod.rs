@@ -51,7 +51,8 @@ fn run(arguments: &mut Arguments) -> anyhow::Result<i32> {
     let root = std::path::absolute(&global.root).context("--root")?;
     let root = root.as_path();
     match command {
-        Command::Create(_) | Command::Run(_) | Command::Exec(_) => {
+        // A start runs hooks in the container.
+        Command::Create(_) | Command::Start { .. } | Command::Run(_) | Command::Exec(_) => {
             skeg_runtime::protect_executable().context("containers can't be kept from this program's file")?;
         }
         _ => {}

@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use bundle::{Bundle, Running, cannot_run, err, out, until};
 use serde_json::{Value, json};
@@ -408,6 +408,51 @@ fn a_terminal_goes_to_the_console_socket_or_through_this_process() {
     run.stdin.as_mut().unwrap().write_all(b"more words\n").unwrap();
     let output = run.wait_with_output().unwrap();
     assert!(out(&output).ends_with("got more words\r\n"), "{:?}", out(&output));
+    bundle.nothing_is_left();
+}
+
+/// Root in a container opens the file of the runtime's process, waits until that runs another program, and writes.
+#[test]
+fn cve_2019_5736_a_container_never_writes_the_runtime_s_file() {
+    needs_root!();
+    let bundle = Bundle::new("overwrite", &["sleep", "1000"]);
+    // A copy, which nobody else runs: a file that is run cannot be written anyway.
+    let copy = bundle.folder.path().join("skegd");
+    fs::copy(bundle::SKEGD, &copy).unwrap();
+    let with_copy = |arguments: &[&str]| {
+        let mut command = Command::new(&copy);
+        command.args(["oci", "--root"]).arg(bundle.state_folder()).args(arguments);
+        command.current_dir(bundle.folder.path()).stdin(Stdio::null());
+        Running::spawn(command)
+    };
+    let works = |arguments: &[&str]| {
+        let output = with_copy(arguments).wait();
+        assert!(output.status.success(), "{arguments:?}: {}", err(&output));
+    };
+    let hook = "echo > /hooked; until test -e /go; do :; done";
+    bundle.change(|config| {
+        config["hooks"] = json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]});
+    });
+    works(&["create", "one"]);
+    let attack = "exec 9</proc/1/exe; echo > /held; until test -e /started; do :; done; \
+                  sh -c 'echo evil > /proc/self/fd/9' 2> /told; echo > /done";
+    works(&["exec", "--detach", "--cap", "CAP_SYS_PTRACE", "one", "sh", "-c", attack]);
+    let inside = |name: &str| bundle.root().join(name);
+    until("the attacker to hold the file", || inside("held").exists());
+    let start = with_copy(&["start", "one"]);
+    until("the hook", || inside("hooked").exists());
+    // Its hooks run in the container, and one that is a link to /proc/self/exe would run the runtime there.
+    let own = fs::File::open(format!("/proc/{}/exe", start.child.id())).unwrap();
+    assert!(rustix::fs::fstatvfs(&own).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    drop(own);
+    fs::write(inside("go"), "").unwrap();
+    assert!(start.wait().status.success());
+    fs::write(inside("started"), "").unwrap();
+    until("the attack", || inside("done").exists());
+    let told = fs::read_to_string(inside("told")).unwrap();
+    assert!(told.contains("Read-only file system"), "{told}");
+    assert!(fs::read(&copy).unwrap() == fs::read(bundle::SKEGD).unwrap());
+    bundle.works(&["delete", "--force", "one"]);
     bundle.nothing_is_left();
 }
 
