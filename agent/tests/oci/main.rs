@@ -284,7 +284,7 @@ fn hooks_run_in_their_order_and_know_the_container() {
             "poststart": hook("poststart"), "poststop": hook("poststop") });
     });
     bundle.works(&["create", "one"]);
-    assert_eq!(fs::read_to_string(&log).unwrap(), "prestart creating\ncreateRuntime creating\n");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "prestart created\ncreateRuntime created\n");
     bundle.works(&["start", "one"]);
     assert!(fs::read_to_string(&log).unwrap().ends_with("poststart running\n"));
     bundle.works(&["delete", "--force", "one"]);
