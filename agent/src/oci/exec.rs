@@ -63,6 +63,7 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         console: console.end()?,
         preserve_fds: options.preserve_fds,
         keyring: container.record.keyring.clone(),
+        patience: None,
     })?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, started.pid)?;

@@ -215,7 +215,7 @@ impl Plan {
         process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks, agent })
+        Ok(Plan { steps, clone, held, channel, hooks, agent, patience: None })
     }
 }
 
