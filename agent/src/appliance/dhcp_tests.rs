@@ -33,21 +33,30 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Answers so many messages, each with what its kind asks for, and gives the kinds.
-async fn serve(moods: &[Mood]) -> Vec<MessageType> {
+/// Answers what is asked until the client has gone, each kind of message in its turn with the next mood, and gives the
+/// kinds. A message that is sent again, because it or its answer was lost, is answered as before.
+async fn serve(moods: &[Mood], gone: tokio::sync::oneshot::Receiver<()>) -> Vec<MessageType> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, SERVER_PORT)).await.unwrap();
     socket.set_broadcast(true).unwrap();
     socket.bind_device(Some(b"server")).unwrap();
     let mut kinds = Vec::new();
-    for mood in moods {
+    tokio::pin!(gone);
+    loop {
         let mut buffer = [0; MAX_MESSAGE];
-        let (length, _) = socket.recv_from(&mut buffer).await.unwrap();
+        let length = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received.unwrap().0,
+            _ = &mut gone => return kinds,
+        };
         // Nothing of this may disturb the client.
         for noise in [&b"noise"[..], &buffer[..length], &[0xff; 300]] {
             socket.send_to(noise, (Ipv4Addr::BROADCAST, CLIENT_PORT)).await.unwrap();
         }
         let request = Message::decode(&mut Decoder::new(&buffer[..length])).unwrap();
         let kind = request.opts().msg_type().unwrap();
+        if kinds.last() != Some(&kind) {
+            kinds.push(kind);
+        }
+        let mood = moods[kinds.len() - 1];
         let answer = match (kind, mood) {
             (MessageType::Discover, _) => MessageType::Offer,
             (_, Mood::Grant) => MessageType::Ack,
@@ -69,16 +78,16 @@ async fn serve(moods: &[Mood]) -> Vec<MessageType> {
         let mut bytes = Vec::new();
         reply.encode(&mut Encoder::new(&mut bytes)).unwrap();
         socket.send_to(&bytes, (Ipv4Addr::BROADCAST, CLIENT_PORT)).await.unwrap();
-        kinds.push(kind);
     }
-    kinds
 }
 
 /// Runs client and server until the client has used as many leases as are asked for. Gives what it did and heard.
 fn play(leases: usize, before: Option<Prefix>, moods: &'static [Mood]) -> Option<(Vec<String>, Vec<MessageType>)> {
     let (client_ready, client_thread) = mpsc::channel();
     let (cards_ready, cards) = mpsc::channel();
+    let (here, gone) = tokio::sync::oneshot::channel();
     let client = in_namespace(move || {
+        let _here = here;
         client_ready.send(rustix::thread::gettid()).unwrap();
         cards.recv().unwrap();
         netlink::set_up("lo").unwrap();
@@ -124,7 +133,7 @@ fn play(leases: usize, before: Option<Prefix>, moods: &'static [Mood]) -> Option
             let serving = tokio::task::LocalSet::new();
             serving
                 .run_until(async {
-                    let served = tokio::task::spawn_local(serve(moods));
+                    let served = tokio::task::spawn_local(serve(moods, gone));
                     tokio::task::yield_now().await;
                     cards_ready.send(()).unwrap();
                     Some(served.await.unwrap())
