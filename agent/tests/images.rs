@@ -56,6 +56,8 @@ fn images_are_shown_checked_given_out_and_taken_in_with_and_without_the_agent() 
     device.controller.want(vec![stopped.clone()]);
     device.controller.wait("the second pod runs", |told| told.pods.get(&stopped.uid).is_some_and(runs));
     device.power_off();
+    let open = device.folder.path().join("state/store/open");
+    assert!(!open.exists(), "the store was not closed in order");
     let usage = json(&device, &["usage", "-o", "json"]);
     assert_eq!((usage["images"].as_u64(), usage["reclaimable"].as_u64()), (Some(1), Some(0)));
     let refused = image(&device, &["rm", "demo:1"]);

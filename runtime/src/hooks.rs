@@ -13,6 +13,7 @@ use crate::step::{Command, Step};
 use crate::sys::StringList;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -127,7 +128,7 @@ impl CreateHooks {
     /// Runs what belongs between the container's mounts and its new root: `prestart` and `createRuntime` in the caller's
     /// namespaces, then `createContainer` in the container's, where the host's files are still in sight.
     pub(crate) fn run(&self, container: &Started) -> Result<(), HookError> {
-        let state = |pid| self.state.json(Some(pid), oci::ContainerState::Creating);
+        let state = |pid| self.state.json(Some(pid), oci::ContainerState::Created);
         let outside = state(container.pid);
         let Some(hooks) = self.spec.hooks() else { return Ok(()) };
         #[allow(deprecated)] // The specification deprecates it, and engines use it all the same.
@@ -142,6 +143,9 @@ impl CreateHooks {
             let target = exec::duplicate(container.pidfd.as_fd())?;
             let mut plan = Plan::empty()?;
             exec::enter(&target, &self.spec, &mut plan.steps);
+            // The namespace's root took the place of the working folder, and hooks are at home in the bundle.
+            let path = c_string("bundle", self.state.bundle.as_os_str().as_encoded_bytes())?;
+            plan.steps.push(Step::WorkingFolder { path });
             end(&mut plan, hook, stdio)?;
             exec::start_inside(plan, &target, None)
         })
@@ -182,7 +186,7 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
         };
         let mut plan = exec::compile(request, &target)?;
         plan.steps.pop();
-        plan.steps.push(Step::Execute { command: command(hook)? });
+        plan.steps.push(Step::Execute { command: command(hook, process.env().as_deref())? });
         exec::start_inside(plan, &target, None)
     })
 }
@@ -199,16 +203,22 @@ fn end(plan: &mut Plan, hook: &oci::Hook, stdio: Stdio) -> Result<(), StartError
     process::streams(stdio, &mut plan.steps, &mut plan.held)?;
     plan.steps.push(Step::CloseDescriptors { first: 3, keep: vec![plan.channel.child.as_raw_fd()] });
     plan.steps.push(Step::ResetSignals);
-    plan.steps.push(Step::Execute { command: command(hook)? });
+    plan.steps.push(Step::Execute { command: command(hook, None)? });
     Ok(())
 }
 
-fn command(hook: &oci::Hook) -> Result<Arc<Command>, PlanError> {
+/// The hook's program. Without an environment of its own it gets that of whoever it runs beside: the container's process,
+/// else the caller.
+fn command(hook: &oci::Hook, beside: Option<&[String]>) -> Result<Arc<Command>, PlanError> {
     let path = c_string("hook.path", hook.path().as_os_str().as_encoded_bytes())?;
-    let list = |at: &str, texts: &Option<Vec<String>>| {
-        texts.iter().flatten().map(|text| c_string(at, text.as_str())).collect::<Result<Vec<_>, _>>()
+    let list = |at: &str, texts: &[String]| {
+        texts.iter().map(|text| c_string(at, text.as_str())).collect::<Result<Vec<_>, _>>()
     };
-    let mut arguments = list("hook.args", hook.args())?;
+    let environment = match hook.env().as_deref().or(beside) {
+        Some(texts) => list("hook.env", texts)?,
+        None => own_environment()?,
+    };
+    let mut arguments = list("hook.args", hook.args().as_deref().unwrap_or_default())?;
     if arguments.is_empty() {
         arguments.push(path.clone());
     }
@@ -217,8 +227,15 @@ fn command(hook: &oci::Hook) -> Result<Arc<Command>, PlanError> {
         search: String::new(),
         candidates: vec![path],
         arguments: StringList::new(arguments),
-        environment: StringList::new(list("hook.env", hook.env())?),
+        environment: StringList::new(environment),
     }))
+}
+
+fn own_environment() -> Result<Vec<CString>, PlanError> {
+    let entry = |(name, value): (OsString, OsString)| {
+        c_string("hook.env", [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat())
+    };
+    std::env::vars_os().map(entry).collect()
 }
 
 /// Runs the hooks in order, each with the state as its standard input, until one fails.

@@ -83,7 +83,13 @@ fn changed(spec: &oci::Spec, options: &Exec) -> anyhow::Result<oci::Process> {
     if let Some(cwd) = &options.cwd {
         process.set_cwd(cwd.clone());
     }
-    process.env_mut().get_or_insert_default().extend(options.env.iter().cloned());
+    let environment = process.env_mut().get_or_insert_default();
+    for entry in &options.env {
+        let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        // Of two entries of one name programs take the first.
+        environment.retain(|known| name(known) != name(entry));
+        environment.push(entry.clone());
+    }
     if let Some((user, group)) = options.user {
         process.user_mut().set_uid(user);
         if let Some(group) = group {

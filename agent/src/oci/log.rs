@@ -40,7 +40,7 @@ impl Log for Logger {
         let message = record.args().to_string();
         // Engines read the standard error of `create` as the container's: only a failure may speak there.
         if record.level() == Level::Error || self.file.is_none() {
-            eprintln!("skeg-oci: {message}");
+            eprintln!("skeg-oci: {}: {message}", word(record.level()));
         }
         if let Some(mut file) = self.file.as_ref() {
             let line = line(self.format, record.level(), &message, SystemTime::now());
@@ -52,14 +52,19 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// One line as logrus writes it.
-fn line(format: LogFormat, level: Level, message: &str, now: SystemTime) -> String {
-    let level = match level {
+/// A level as logrus calls it.
+fn word(level: Level) -> &'static str {
+    match level {
         Level::Error => "error",
         Level::Warn => "warning",
         Level::Info => "info",
         Level::Debug | Level::Trace => "debug",
-    };
+    }
+}
+
+/// One line as logrus writes it.
+fn line(format: LogFormat, level: Level, message: &str, now: SystemTime) -> String {
+    let level = word(level);
     let time = logs::timestamp(now);
     match format {
         LogFormat::Json => format!("{}\n", serde_json::json!({ "level": level, "msg": message, "time": time })),

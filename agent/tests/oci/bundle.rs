@@ -30,7 +30,7 @@ pub fn cannot_run() -> Option<&'static str> {
 /// A bundle, with a folder of its own for states and a cgroup of its own.
 pub struct Bundle {
     pub folder: tempfile::TempDir,
-    cgroup: String,
+    pub cgroup: String,
 }
 
 impl Bundle {
@@ -97,6 +97,11 @@ impl Bundle {
         folders.filter(|folder| folder.exists()).collect()
     }
 
+    /// Removes the folder above several containers' cgroups.
+    pub fn remove_cgroups(&self) {
+        self.cgroups().iter().for_each(|folder| fs::remove_dir(folder).unwrap());
+    }
+
     /// Checks that no container left anything: no state, no cgroup and so no process.
     pub fn nothing_is_left(&self) {
         let states = fs::read_dir(self.state_folder()).into_iter().flatten();
@@ -147,7 +152,7 @@ pub fn fill(root: &Path) {
     let bin = root.join("bin");
     fs::create_dir_all(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-    for applet in ["cat", "echo", "id", "ls", "sed", "sh", "sleep", "test", "tr", "true", "tty"] {
+    for applet in ["cat", "echo", "id", "ls", "sed", "sh", "sleep", "tail", "test", "tr", "true", "tty"] {
         symlink("busybox", bin.join(applet)).unwrap();
     }
 }

@@ -191,7 +191,7 @@ impl Store {
     /// Removes layers and blobs that no image has: those that a removed image `had`, and what an interrupted pull has
     /// left, when that is old or `all` must go.
     fn sweep(&self, all: bool, had: &BTreeSet<Digest>) -> Result<(), StoreError> {
-        let mut removed: Vec<PathBuf> = loop {
+        let removed: Vec<PathBuf> = loop {
             let generation = self.held().generation;
             let used = self.used()?;
             let held = self.held();
@@ -215,12 +215,7 @@ impl Store {
             }
             break removed;
         };
-        removed.extend(self.names("broken")?.into_iter().map(|name| self.0.root.join("broken").join(name)));
-        for path in removed {
-            let done = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            done.map_err(blob_io("remove", &path))?;
-        }
-        Ok(())
+        Ok(removed.iter().try_for_each(|path| super::remove(path))?)
     }
 
     /// Everything that the known images consist of: blobs by digest, layers by chain id.

@@ -128,6 +128,9 @@ async fn after_a_power_cut_a_lost_file_is_found_without_reading_content() {
         .map(|(blob, _)| registry.count(&format!("/v2/demo/web/blobs/{}", Digest::of(blob))))
         .collect();
     assert_eq!(counts, [1, 2]);
+    // A container may have run from it until then.
+    let store = after_power_cut(folder.path(), store);
+    assert_eq!(store.names("broken").unwrap().len(), 0);
 }
 
 #[tokio::test]

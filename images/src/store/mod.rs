@@ -6,7 +6,7 @@
 //! images/<hex>         which manifest an image's digest means here, and its names: written when all of it is there
 //! partial/<chain id>   the compressed bytes of a layer that is on its way; a later pull goes on from them
 //! tmp/ uploads/        what is not whole; emptied when the store is opened
-//! broken/              what was found broken, for a person to look at; emptied when room is made
+//! broken/              what was found broken; emptied in the next boot, for containers may still run from it
 //! open                 the boot in which the store was opened; removed when it is closed in order
 //! lock                 held while the store is open
 //! ```
@@ -194,7 +194,10 @@ impl Store {
         for id in blobs.uploads()? {
             blobs.remove_upload(&id)?;
         }
-        let doubtful = note_opening(root)?;
+        let (boot, doubtful) = note_opening(root)?;
+        if boot {
+            empty(&root.join("broken"))?;
+        }
         if doubtful {
             log::warn!("the image store {} was not closed in order: its layers are checked", root.display());
         }
@@ -319,8 +322,25 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notes that the store is open in this boot; tells whether an earlier boot ended with it open.
-fn note_opening(root: &Path) -> Result<bool, BlobError> {
+/// Removes everything in a folder.
+fn empty(folder: &Path) -> Result<(), BlobError> {
+    for entry in fs::read_dir(folder).map_err(blob_io("list", folder))? {
+        let path = entry.map_err(blob_io("list", folder))?.path();
+        remove(&path)?;
+    }
+    Ok(())
+}
+
+/// Removes a file, or a folder with all that is in it.
+fn remove(path: &Path) -> Result<(), BlobError> {
+    let folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let removed = if folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(blob_io("remove", path))
+}
+
+/// Notes that the store is open in this boot. Tells whether it is so for the first time in this boot, and whether an
+/// earlier boot ended with it open.
+fn note_opening(root: &Path) -> Result<(bool, bool), BlobError> {
     let path = root.join(OPEN);
     let boot = fs::read(BOOT_ID).map_err(blob_io("read", Path::new(BOOT_ID)))?;
     let mut earlier = Vec::new();
@@ -331,11 +351,11 @@ fn note_opening(root: &Path) -> Result<bool, BlobError> {
         Err(error) => return Err(blob_io("open", &path)(error)),
     }
     if earlier == boot {
-        return Ok(false);
+        return Ok((false, false));
     }
     let there = path.exists();
     write_whole(&root.join("tmp").join(OPEN), &path, &boot)?;
-    Ok(there)
+    Ok((true, there))
 }
 
 /// Writes a small file by way of `temp`, so that it is there whole, with what it had before, or not at all.
@@ -367,6 +387,12 @@ fn lock_for(root: &Path, patience: Duration) -> Result<File, StoreError> {
 
 fn parse_manifest(bytes: &[u8]) -> Result<ImageManifest, ManifestError> {
     serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what: "image manifest", source })
+}
+
+/// Tells whether a manifest and a configuration are an image, as a pull judges them.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_image(manifest: &[u8], config: &[u8]) -> bool {
+    parse_manifest(manifest).and_then(|manifest| Parts::new(&manifest, config)).is_ok()
 }
 
 fn sha256(descriptor: &oci_spec::image::Descriptor) -> Result<Digest, ManifestError> {

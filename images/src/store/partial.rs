@@ -2,7 +2,7 @@
 //!
 //! Owns the files `partial/<chain id>`: frames, each with its length and checksum, so that the file tells by itself
 //! how far it is sound. It promises nothing about the content: the layer's digest is verified over all of it. Why
-//! there is such a file beside the unpacked one: docs/decisions/0009-pulls.md.
+//! there is such a file beside the unpacked one: docs/decisions/0012-pulls.md.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};

@@ -479,3 +479,43 @@ fn a_store_in_use_is_not_opened_twice() {
     let _first = Store::open(folder.path(), Limits::default()).unwrap();
     assert!(matches!(lock_for(folder.path(), Duration::ZERO), Err(StoreError::InUse(_))));
 }
+
+#[tokio::test]
+async fn configurations_are_read_as_docker_writes_them() {
+    let tar = TarFile::new().file("x", b"y").bytes();
+    let diff_id = Digest::of(&tar).to_string();
+    let architecture = Platform::host().architecture;
+    let nothing = serde_json::json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers",
+        "diff_ids": [diff_id]}, "config": {"Cmd": null, "Entrypoint": null, "Env": null, "ExposedPorts": null, "Labels": null,
+        "OnBuild": null, "StopSignal": null, "User": "", "Volumes": null, "WorkingDir": "", "Healthcheck": null},
+        "history": null, "created": null, "container_config": {"Hostname": ""}, "docker_version": "20.10.7", "variant": null});
+    let everything = serde_json::json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers",
+        "diff_ids": [diff_id]}, "config": {"Hostname": "", "AttachStdin": false, "Cmd": ["a"], "Entrypoint": ["b"],
+        "Env": ["A=b"], "ExposedPorts": {"80/tcp": {}, "53/udp": {}}, "Labels": {"a": "b"}, "StopSignal": "SIGQUIT",
+        "User": "app:staff", "Volumes": {"/data": {}}, "WorkingDir": "/app", "ArgsEscaped": true, "Shell": ["sh"],
+        "Healthcheck": {"Test": ["CMD", "true"], "Interval": 5_000_000_000u64, "Retries": 3}, "OnBuild": []},
+        "created": "2024-01-02T03:04:05.678901234Z", "history": [{"created_by": "x", "empty_layer": true}]});
+    let registry = Registry::start().await;
+    let (_folder, store) = store();
+    let mut images = Vec::new();
+    for (tag, config) in [("1", nothing), ("2", everything)] {
+        let config = config.to_string();
+        let digest = |bytes: &[u8]| registry.add_blob("demo/web", bytes).to_string();
+        let manifest = serde_json::json!({"schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "size": config.len(),
+                "digest": digest(config.as_bytes())},
+            "layers": [{"mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "size": tar.len(),
+                "digest": digest(&tar)}]});
+        let kind = "application/vnd.docker.distribution.manifest.v2+json";
+        let digest = registry.add_manifest("demo/web", tag, kind, manifest.to_string().as_bytes());
+        images.push(pull(&store, &registry, &digest).await.unwrap());
+    }
+    let [nothing, everything] = [&images[0], &images[1]].map(|image| image.config.config().as_ref().unwrap());
+    assert!(nothing.cmd().is_none() && nothing.volumes().is_none() && nothing.exposed_ports().is_none());
+    assert_eq!(everything.user().as_deref(), Some("app:staff"));
+    assert_eq!(everything.volumes().as_deref(), Some(&["/data".to_owned()][..]));
+    assert_eq!(everything.exposed_ports().as_ref().map(Vec::len), Some(2));
+    assert_eq!(everything.stop_signal().as_deref(), Some("SIGQUIT"));
+    assert_eq!(everything.labels().as_ref().unwrap()["a"], "b");
+}

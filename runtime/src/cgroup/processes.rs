@@ -83,6 +83,19 @@ impl Cgroup {
         }
     }
 
+    /// Ends all processes in it and removes it: [`Cgroup::kill`] and [`Cgroup::remove`], but one that is empty, as that of
+    /// a container that has ended, goes at once.
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn end(&self) -> Result<(), CgroupError> {
+        if self.folders.iter().all(|folder| remove_tree(&folder.path).is_ok()) {
+            return Ok(());
+        }
+        self.kill()?;
+        self.remove()
+    }
+
     /// Removes it with everything below, waiting up to ten seconds for killed processes to leave. Folders above it stay;
     /// open and remove them by their own paths.
     ///

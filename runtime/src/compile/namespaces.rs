@@ -18,6 +18,7 @@ use crate::user_namespace::new_user_namespace;
 use oci::LinuxNamespaceType as Kind;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Each kind's name and flag, in the order in which given ones are joined: paths mean something else after the mount
@@ -172,7 +173,8 @@ fn join(fd: i32, kinds: i32) -> Step {
 /// Opens a namespace and makes sure that it is one, of the right kind; ioctl_ns(2).
 fn open(at: &str, path: &Path, name: &str, flag: i32) -> Result<OwnedFd, PlanError> {
     let refused = |source| PlanError::Path { at: at.into(), path: path.to_path_buf(), source };
-    let handle = File::open(path).map_err(refused)?;
+    // A fifo must not stop whoever opens it.
+    let handle = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refused)?;
     match sys::namespace_kind(handle.as_raw_fd()) {
         Ok(kind) if kind == flag => Ok(handle.into()),
         Ok(other) => {

@@ -17,6 +17,7 @@ use crate::sys::Instruction;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many compiled profiles are remembered; a device runs one or two.
@@ -125,9 +126,10 @@ pub(crate) fn compile(seccomp: &LinuxSeccomp) -> Result<Arc<Filter>, SeccompErro
     Ok(filter)
 }
 
-/// Tells whether a rule asks an agent.
+/// Tells whether an agent is named, as it must be if a rule asks it. It gets its listener even if none does: whoever
+/// names one waits for it.
 fn notifies(seccomp: &LinuxSeccomp) -> bool {
-    seccomp.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
+    seccomp.listener_path().as_deref().is_some_and(|path| path != Path::new(""))
 }
 
 fn compile_now(seccomp: &LinuxSeccomp) -> Result<Filter, SeccompError> {

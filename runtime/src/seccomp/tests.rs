@@ -301,6 +301,7 @@ fn a_listener_that_could_not_be_handed_over_is_told() {
     };
     let mut profile = LinuxSeccomp::default();
     profile.set_default_action(LinuxSeccompAction::ScmpActErrno);
+    profile.set_listener_path(Some("/run/agent.sock".into()));
     profile.set_syscalls(Some(vec![rule(&["mkdir"], LinuxSeccompAction::ScmpActNotify)]));
     assert!(matches!(compile(&profile), Err(SeccompError::Handover)));
     profile.set_syscalls(Some(vec![

@@ -580,10 +580,10 @@ pub(crate) fn set_personality(domain: u64) -> Result<()> {
 
 /// set_mempolicy(2); 64 nodes a word.
 pub(crate) fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
-    // The kernel reads one bit less than it is told.
-    let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
-    // SAFETY: the mask has at least `bits - 1` bits; with none it is not read.
-    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+    // The kernel reads one bit less than it is told, and takes a mask of no length for one that is too long.
+    let (mask, bits) = if nodes.is_empty() { (std::ptr::null(), 0) } else { (nodes.as_ptr(), nodes.len() * 64 + 1) };
+    // SAFETY: the mask has at least `bits - 1` bits; null is allowed, for none.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) }).map(drop)
 }
 
 /// A NULL-terminated list of strings as execve(2) wants it; made before the clone.

@@ -84,8 +84,6 @@ fn an_exec_runs_on_its_cpus() {
     assert!(error.contains("run on CPUs"), "{error}");
 }
 
-/// Also CVE-2022-27650 (crun) and CVE-2025-27612 (libcontainer): what is inheritable on exec would become permitted in any
-/// program whose file says so.
 #[test]
 fn cve_2022_29162_an_exec_inherits_no_capabilities() {
     if cannot_run() {
@@ -99,6 +97,49 @@ fn cve_2022_29162_an_exec_inherits_no_capabilities() {
     });
     let (_, output) = enter(&ground, &target, &spec, process.process().as_ref().unwrap()).unwrap();
     assert_eq!(output, "CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n");
+}
+
+/// Enters as a user without rights, with every set asked for, and tells the rights of a program of these file capabilities.
+fn rights_of_a_user(file_capabilities: Option<[u32; 5]>) -> String {
+    let ground = Ground::with_cgroup(&Limits::default());
+    let tool = ground.path("root/bin/busybox-with-rights");
+    std::fs::copy("/bin/busybox", &tool).unwrap();
+    if let Some(words) = file_capabilities {
+        let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        rustix::fs::setxattr(&tool, c"security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let (spec, target) = sleeper(&ground);
+    let line = "exec /bin/busybox-with-rights grep -E '^Cap(Prm|Eff)' /proc/self/status";
+    let process = change_process(shell(line), |process| {
+        let mut capabilities = oci::LinuxCapabilities::default();
+        let all = Some(capabilities::DEFAULT.into_iter().collect());
+        capabilities.set_inheritable(all.clone()).set_ambient(all.clone()).set_permitted(all.clone()).set_bounding(all);
+        process.set_capabilities(Some(capabilities)).set_no_new_privileges(Some(false));
+        process.set_user(oci::UserBuilder::default().uid(7_u32).gid(8_u32).build().unwrap());
+    });
+    let (exit, output) = enter(&ground, &target, &spec, process.process().as_ref().unwrap()).unwrap();
+    assert_eq!(exit, Exit::Code(0), "{output}");
+    output
+}
+
+const NO_RIGHTS: &str = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n";
+
+/// What is inheritable on exec becomes permitted in any program whose file says so; capabilities(7).
+#[test]
+fn cve_2022_27650_a_file_gives_an_exec_no_capabilities() {
+    if cannot_run() {
+        return;
+    }
+    // VFS_CAP_REVISION_2 with the effective bit, nothing permitted, and all inheritable; linux/capability.h.
+    assert_eq!(rights_of_a_user(Some([0x0200_0001, 0, u32::MAX, 0, 0])), NO_RIGHTS);
+}
+
+#[test]
+fn cve_2025_27612_an_exec_of_a_user_has_no_ambient_capabilities() {
+    if cannot_run() {
+        return;
+    }
+    assert_eq!(rights_of_a_user(None), NO_RIGHTS);
 }
 
 /// A folder reached through a descriptor of the host's.
