@@ -207,6 +207,26 @@ fn a_container_without_a_record_is_listed() {
     bundle.nothing_is_left();
 }
 
+/// "process … is REQUIRED when start is called" (config.md, "Process").
+#[test]
+fn a_container_without_a_process_is_created_and_never_started() {
+    needs_root!();
+    let bundle = Bundle::new("nothing", &[]);
+    bundle.change(|config| drop(config.as_object_mut().unwrap().remove("process")));
+    bundle.works(&["create", "one"]);
+    assert_eq!(bundle.state("one")["status"], "created");
+    let refused = bundle.oci(&["start", "one"]);
+    assert!(
+        !refused.status.success() && err(&refused).contains("process: \"nothing\" must be given"),
+        "{}",
+        err(&refused)
+    );
+    assert_eq!(bundle.state("one")["status"], "created");
+    bundle.works(&["delete", "--force", "one"]);
+    assert!(err(&bundle.oci(&["run", "one"])).contains("process"));
+    bundle.nothing_is_left();
+}
+
 #[test]
 fn an_id_is_taken_once() {
     needs_root!();
