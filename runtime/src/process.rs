@@ -12,6 +12,7 @@ use crate::seccomp;
 use crate::spec::DEFAULT_PATH;
 use crate::step::{Command, Step};
 use crate::sys::{self, StringList};
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -52,11 +53,18 @@ pub(crate) struct Ending {
     pub(crate) wait: Vec<Step>,
 }
 
-/// The process of a container that has none: it waits for a start that cannot come.
-pub(crate) fn nothing() -> oci::Process {
-    let mut process = oci::Process::default();
-    process.set_args(None).set_capabilities(None).set_rlimits(None);
-    process
+/// The process of a specification. "This property is REQUIRED when start is called" (config.md, "Process"), and not
+/// before: a container that waits may do so for a start that cannot come.
+pub(crate) fn or_nothing(spec: &oci::Spec, waits: bool) -> Result<Cow<'_, oci::Process>, PlanError> {
+    match spec.process() {
+        Some(process) => Ok(Cow::Borrowed(process)),
+        None if waits => {
+            let mut nothing = oci::Process::default();
+            nothing.set_args(None).set_capabilities(None).set_rlimits(None);
+            Ok(Cow::Owned(nothing))
+        }
+        None => Err(missing()),
+    }
 }
 
 /// What a start without a process is told.

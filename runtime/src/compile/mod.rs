@@ -149,13 +149,7 @@ impl Plan {
     pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
         let Request { spec, root, cgroup, network, user, stdio, reaper, extras } = request;
         config::check(spec)?;
-        let nothing = process::nothing();
-        let process = match spec.process() {
-            Some(process) => process,
-            // "This property is REQUIRED when start is called" (config.md, "Process"), and not before.
-            None if extras.start_socket.is_some() => &nothing,
-            None => return Err(process::missing()),
-        };
+        let process = &process::or_nothing(spec, extras.start_socket.is_some())?;
         unsupported(spec)?;
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
