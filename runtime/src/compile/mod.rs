@@ -366,7 +366,7 @@ impl Compiler<'_> {
     }
 
     fn names(&mut self) -> Result<(), PlanError> {
-        let own_uts = self.lists(Kind::Uts);
+        let own_uts = self.has_own(Kind::Uts)?;
         let names = [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())];
         for (at, name) in names {
             let Some(name) = name.clone().filter(|name| !name.is_empty()) else { continue };
