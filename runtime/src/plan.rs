@@ -314,9 +314,13 @@ pub struct StartRequest<'a> {
 /// Lets a created container run its program. Blocks until it does; hooks run before, inside the container.
 ///
 /// # Errors
-/// [`StartError::NotWaiting`] if it was started before or is gone. After any other error it is gone.
+/// [`StartError::NotWaiting`] if it was started before or is gone, and [`StartError::Plan`] if it has no process: then
+/// it waits on. After any other error it is gone.
 pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
     let StartRequest { socket, pid, target, spec, cgroup, hooks } = request;
+    if spec.process().is_none() {
+        return Err(StartError::Plan(crate::process::missing()));
+    }
     let agent = Agent::of(spec, Some(hooks))?;
     let channel = handshake::connect_to_waiting(socket)
         .map_err(|source| StartError::NotWaiting { path: socket.to_path_buf(), source })?;
