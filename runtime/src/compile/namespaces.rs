@@ -18,7 +18,7 @@ use crate::user_namespace::new_user_namespace;
 use oci::LinuxNamespaceType as Kind;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Each kind's name and flag, in the order in which given ones are joined: paths mean something else after the mount
@@ -60,6 +60,26 @@ impl Compiler<'_> {
     pub(super) fn lists(&self, kind: Kind) -> bool {
         let list = self.linux().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
         list.iter().any(|namespace| namespace.typ() == kind)
+    }
+
+    /// Tells whether the namespace of this kind is another than the caller's, even if it is given.
+    pub(super) fn has_own(&self, kind: Kind) -> Result<bool, PlanError> {
+        let list = self.linux().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        let Some(index) = list.iter().position(|namespace| namespace.typ() == kind) else { return Ok(false) };
+        let Some(path) = list[index].path() else { return Ok(true) };
+        let identity = |path: &Path| {
+            let at = format!("linux.namespaces[{index}].path");
+            let metadata = std::fs::metadata(path);
+            let metadata = metadata.map_err(|source| PlanError::Path { at, path: path.into(), source })?;
+            Ok::<_, PlanError>((metadata.dev(), metadata.ino()))
+        };
+        // The names in /proc are those of the manual, namespaces(7), but for two.
+        let file = match kind {
+            Kind::Network => "net",
+            Kind::Mount => "mnt",
+            _ => KINDS.iter().find(|(known, ..)| *known == kind).map_or("", |(_, name, _)| name),
+        };
+        Ok(identity(path)? != identity(&Path::new("/proc/thread-self/ns").join(file))?)
     }
 
     /// Adds the clone or clones, and everything up to a child that is in its namespaces and its cgroup.

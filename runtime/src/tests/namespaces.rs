@@ -229,6 +229,30 @@ fn a_path_to_something_else_is_told() {
     assert_eq!(told(fifo.to_str().unwrap()), "it is not a namespace");
 }
 
+/// A namespace that is given may be the host's, whose name and limits are not a container's to set.
+#[test]
+fn a_given_namespace_of_the_host_is_not_written_to() {
+    let ground = Ground::new();
+    let told = |spec: &oci::Spec| ground.plan(spec).map(drop).unwrap_err().to_string();
+    let given =
+        |kind, name: &str| with_namespace(shell("true"), kind, Some(format!("/proc/thread-self/ns/{name}").into()));
+    let mut spec = given(Kind::Uts, "uts");
+    spec.set_hostname(Some("kiln".into()));
+    assert_eq!(told(&spec), "hostname: \"kiln\" needs a uts namespace of the container's own");
+    for (kind, namespace, sysctl) in [
+        (Kind::Ipc, "ipc", "kernel.shmmax"),
+        (Kind::Uts, "uts", "kernel.domainname"),
+        (Kind::Network, "net", "net.ipv4.ip_forward"),
+    ] {
+        let mut spec = change_linux(given(kind, namespace), |linux| {
+            linux.set_sysctl(Some([(sysctl.to_string(), "1".to_string())].into()));
+        });
+        spec.set_hostname(None);
+        let told = told(&spec);
+        assert!(told.ends_with("namespace that is not the host's"), "{told}");
+    }
+}
+
 #[test]
 fn clocks_of_a_time_namespace_are_off() {
     if cannot_run() || !Path::new("/proc/self/ns/time").exists() {
