@@ -44,7 +44,7 @@ pub enum BundleError {
         /// What is wrong with it.
         problem: String,
     },
-    /// More members than [`MAX_MEMBERS`].
+    /// More members than an archive may have.
     #[error("{} has more than {MAX_MEMBERS} members", .0.display())]
     TooMany(PathBuf),
     /// A member is larger than it may be.
