@@ -151,6 +151,10 @@ impl Place {
 
 fn main() -> ExitCode {
     let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if oci::starts_something() {
+        // It executes this program once more, so before anything is read. A failure is told when it is repeated.
+        let _ = skeg_runtime::protect_executable();
+    }
     if called.file_name().is_some_and(|name| name == "skeg-oci") {
         return exit_code(oci::main(&mut oci::Arguments::parse()));
     }

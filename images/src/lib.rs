@@ -9,6 +9,8 @@ pub mod blobs;
 mod bundle;
 pub mod client;
 mod digest;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod platform;
 pub mod reference;
 mod split;

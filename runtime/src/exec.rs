@@ -13,12 +13,14 @@ use crate::seccomp::Agent;
 use crate::step::{AttributeStep, Step};
 use crate::sys;
 use crate::terminal;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 /// All but pid, which counts only for children and is joined by the caller, and those that only some containers have.
-const NAMESPACES: i32 =
-    libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
+const NAMESPACES: i32 = libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
 
 /// What [`exec`] is asked for.
 #[derive(Debug)]
@@ -41,6 +43,9 @@ pub struct ExecRequest<'a> {
     pub preserve_fds: u32,
     /// As [`crate::Extras::keyring`]; the container's, to share it.
     pub keyring: Option<String>,
+    /// How long the process may take to come to its program; for ever if `None`. What runs in the container sees it there
+    /// already, and can stop it.
+    pub patience: Option<Duration>,
 }
 
 /// Starts a process in a running container: in all its namespaces, its cgroup and its root, under the same seccomp
@@ -93,16 +98,41 @@ pub(crate) fn enter(target: &OwnedFd, spec: &oci::Spec, steps: &mut Vec<Step>) {
         oci::LinuxNamespaceType::User => kinds | libc::CLONE_NEWUSER,
         // Not every kernel knows these.
         oci::LinuxNamespaceType::Time => kinds | libc::CLONE_NEWTIME,
+        // Who joins the caller's own is at the host's root afterwards.
+        oci::LinuxNamespaceType::Mount => kinds | libc::CLONE_NEWNS,
         _ => kinds,
     });
     let name = "the container's namespaces".to_string();
     steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds, name });
 }
 
+fn lists_mount(spec: &oci::Spec) -> bool {
+    let list = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    list.iter().any(|namespace| namespace.typ() == oci::LinuxNamespaceType::Mount)
+}
+
+/// The root of a process that has changed its root only, and shares the caller's mounts.
+fn root_of(target: &OwnedFd) -> Result<OwnedFd, StartError> {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", target.as_raw_fd()));
+    let told = told.map_err(failed("reading /proc/self/fdinfo"))?;
+    // A process that has ended has the number -1; pidfd_open(2).
+    let pid = told.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<u32>().ok());
+    let pid = pid.ok_or(StartError::Gone)?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let root = File::options().read(true).custom_flags(flags).open(format!("/proc/{pid}/root"));
+    let root = root.map_err(failed("opening /proc/PID/root"))?;
+    // The number was still the container's when its root was opened.
+    match sys::send_signal(target.as_raw_fd(), 0) {
+        Ok(()) => Ok(root.into()),
+        Err(_) => Err(StartError::Gone),
+    }
+}
+
 pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
     config::process("process.", request.process).map_err(PlanError::Rule)?;
     let mut plan = Plan::empty()?;
     plan.agent = Agent::of(request.spec, None)?;
+    plan.patience = request.patience;
     let Plan { steps, clone, held, channel, .. } = &mut plan;
     steps.extend([Step::ClearUmask, Step::Undumpable]);
     clone.sibling = request.reaper == Reaper::CallersParent;
@@ -110,6 +140,11 @@ pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan
         crate::compile::enter_cgroup(cgroup, clone, steps, held)?;
     }
     enter(target, request.spec, steps);
+    if !lists_mount(request.spec) {
+        let root = above_standard(root_of(target)?)?;
+        steps.push(Step::ChangeRoot { root: root.as_raw_fd() });
+        held.push(root);
+    }
     if let (_, Some(mask)) = attributes::affinity(request.process) {
         steps.push(Step::Attribute(AttributeStep::Affinity { mask }));
     }

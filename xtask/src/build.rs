@@ -62,6 +62,10 @@ pub(crate) fn release(ui: &mut Ui, target: &str, packages: &[&str]) -> Result<()
     for package in packages {
         command.args(["--package", package]);
     }
+    // A tree without history builds, too; its version then says so.
+    if let Ok(commit) = process::capture(Command::new("git").current_dir(root()).args(["rev-parse", "HEAD"])) {
+        command.env("SKEG_COMMIT", commit.trim());
+    }
     process::succeed(ui, &mut command, cargo_progress())?;
     Ok(())
 }

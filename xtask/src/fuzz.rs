@@ -17,7 +17,7 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
                      -Ccodegen-units=1 --cfg fuzzing";
 
 /// The targets of the smoke test, each with its number of runs: some seconds.
-const SMOKE: [(&str, u32); 2] = [("decode", 200_000), ("config", 100_000)];
+const SMOKE: [(&str, u32); 4] = [("decode", 200_000), ("config", 100_000), ("layer", 20_000), ("image", 100_000)];
 
 fn folder() -> PathBuf {
     root().join("fuzz")
@@ -47,6 +47,8 @@ fn fuzz(ui: &mut Ui, target: &str, program: &Path, corpus: &Path, arguments: &[S
     match target {
         "decode" => seed_with_frames(corpus)?,
         "config" => seed_with_configuration(corpus)?,
+        "layer" => seed_with_archive(corpus)?,
+        "image" => seed_with_image(corpus)?,
         _ => {}
     }
     let mut command = Command::new(program);
@@ -79,6 +81,46 @@ fn seed_with_configuration(corpus: &Path) -> Result<()> {
     let text =
         serde_json::to_vec(&skeg_runtime::default_spec()).context("the default configuration has a JSON form")?;
     std::fs::write(&path, text).with_context(|| path.display().to_string())
+}
+
+/// Puts an archive with one of each kind of entry into the corpus.
+fn seed_with_archive(corpus: &Path) -> Result<()> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let entries = [
+        (tar::EntryType::Directory, "dir/", ""),
+        (tar::EntryType::Regular, "dir/file", ""),
+        (tar::EntryType::Symlink, "link", "dir/file"),
+        (tar::EntryType::Link, "dir/hard", "dir/file"),
+        (tar::EntryType::Fifo, "fifo", ""),
+        (tar::EntryType::Regular, "dir/.wh.gone", ""),
+        (tar::EntryType::Regular, "dir/.wh..wh..opq", ""),
+    ];
+    for (kind, name, link) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_path(name)?;
+        if !link.is_empty() {
+            header.set_link_name(link)?;
+        }
+        let data: &[u8] = if name == "dir/file" { b"content" } else { b"" };
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        builder.append(&header, data)?;
+    }
+    let path = corpus.join("kinds");
+    std::fs::write(&path, builder.into_inner()?).with_context(|| path.display().to_string())
+}
+
+/// Puts a manifest with its configuration into the corpus.
+fn seed_with_image(corpus: &Path) -> Result<()> {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let descriptor = |kind: &str| serde_json::json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": 1 });
+    let manifest = serde_json::json!({ "schemaVersion": 2, "config": descriptor("config.v1+json"), "layers": [descriptor("layer.v1.tar+gzip")] });
+    let config = serde_json::json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [digest] },
+        "config": { "Env": ["A=b"], "Cmd": ["x"], "ExposedPorts": { "80/tcp": {} }, "User": "1:2", "Labels": { "a": "b" } } });
+    let path = corpus.join("image");
+    std::fs::write(&path, format!("{manifest}\0{config}")).with_context(|| path.display().to_string())
 }
 
 /// Fuzzes for some seconds.

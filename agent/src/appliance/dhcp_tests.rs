@@ -4,6 +4,8 @@
 use std::process::Command;
 use std::sync::mpsc;
 
+use tokio::sync::oneshot;
+
 use super::*;
 
 /// What the server is to do with a request.
@@ -33,21 +35,32 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Answers so many messages, each with what its kind asks for, and gives the kinds.
-async fn serve(moods: &[Mood]) -> Vec<MessageType> {
+/// Answers requests, each with what its kind asks for and in the next mood, until it is over. Gives their kinds.
+async fn serve(moods: &[Mood], mut over: oneshot::Receiver<()>) -> Vec<MessageType> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, SERVER_PORT)).await.unwrap();
     socket.set_broadcast(true).unwrap();
     socket.bind_device(Some(b"server")).unwrap();
+    let mut last = None;
     let mut kinds = Vec::new();
-    for mood in moods {
+    loop {
         let mut buffer = [0; MAX_MESSAGE];
-        let (length, _) = socket.recv_from(&mut buffer).await.unwrap();
+        let (length, _) = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received.unwrap(),
+            _ = &mut over => return kinds,
+        };
         // Nothing of this may disturb the client.
         for noise in [&b"noise"[..], &buffer[..length], &[0xff; 300]] {
             socket.send_to(noise, (Ipv4Addr::BROADCAST, CLIENT_PORT)).await.unwrap();
         }
         let request = Message::decode(&mut Decoder::new(&buffer[..length])).unwrap();
         let kind = request.opts().msg_type().unwrap();
+        // The kernel drops answers until it has noticed that the other card is up: what is asked again is nothing new.
+        let again = last == Some(request.xid()) || (kind, kinds.last()) == (MessageType::Discover, Some(&kind));
+        last = Some(request.xid());
+        if !again {
+            kinds.push(kind);
+        }
+        let mood = moods.get(kinds.len() - 1).unwrap_or(&Mood::Grant);
         let answer = match (kind, mood) {
             (MessageType::Discover, _) => MessageType::Offer,
             (_, Mood::Grant) => MessageType::Ack,
@@ -69,15 +82,14 @@ async fn serve(moods: &[Mood]) -> Vec<MessageType> {
         let mut bytes = Vec::new();
         reply.encode(&mut Encoder::new(&mut bytes)).unwrap();
         socket.send_to(&bytes, (Ipv4Addr::BROADCAST, CLIENT_PORT)).await.unwrap();
-        kinds.push(kind);
     }
-    kinds
 }
 
 /// Runs client and server until the client has used as many leases as are asked for. Gives what it did and heard.
 fn play(leases: usize, before: Option<Prefix>, moods: &'static [Mood]) -> Option<(Vec<String>, Vec<MessageType>)> {
     let (client_ready, client_thread) = mpsc::channel();
     let (cards_ready, cards) = mpsc::channel();
+    let (client_done, over) = oneshot::channel();
     let client = in_namespace(move || {
         client_ready.send(rustix::thread::gettid()).unwrap();
         cards.recv().unwrap();
@@ -124,7 +136,7 @@ fn play(leases: usize, before: Option<Prefix>, moods: &'static [Mood]) -> Option
             let serving = tokio::task::LocalSet::new();
             serving
                 .run_until(async {
-                    let served = tokio::task::spawn_local(serve(moods));
+                    let served = tokio::task::spawn_local(serve(moods, over));
                     tokio::task::yield_now().await;
                     cards_ready.send(()).unwrap();
                     Some(served.await.unwrap())
@@ -133,6 +145,7 @@ fn play(leases: usize, before: Option<Prefix>, moods: &'static [Mood]) -> Option
         })
     });
     let done = client.join().unwrap();
+    drop(client_done);
     let kinds = server.join().unwrap();
     Some((done?, kinds??))
 }

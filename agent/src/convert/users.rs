@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -36,21 +37,19 @@ pub(crate) fn read(layers: &[PathBuf], path: &str) -> String {
 /// `None`: this layer does not say; look further down.
 fn read_in(layer: &Path, path: &str) -> Option<String> {
     let root = OpenOptions::new().read(true).custom_flags((OFlags::DIRECTORY | OFlags::PATH).bits() as i32).open(layer);
-    // O_NONBLOCK: a FIFO in its place must not stop the agent.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file: File = match rustix::fs::openat2(root.ok()?, path, flags, Mode::empty(), inside) {
-        Ok(file) => file.into(),
-        // A whiteout is a device 0:0: the file was deleted here, whatever lies below.
-        Err(rustix::io::Errno::NXIO) => return Some(String::new()),
-        Err(_) => return None,
-    };
-    let kind = file.metadata().ok()?.file_type();
+    // Only looked at: opening a FIFO would stop the agent, and opening a device, such as a watchdog, acts on the host.
+    let found = rustix::fs::openat2(root.ok()?, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), inside);
+    let found = File::from(found.ok()?);
+    let kind = found.metadata().ok()?.file_type();
+    // A whiteout is a device 0:0: the file was deleted here, whatever lies below.
     if kind.is_char_device() {
         return Some(String::new());
     }
     let mut bytes = Vec::new();
     if kind.is_file() {
+        // The very file that was looked at.
+        let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
         file.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
     }
     Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -194,5 +193,18 @@ mod tests {
         fs::remove_file(layers[1].join("etc/passwd")).unwrap();
         fs::create_dir(layers[1].join("etc/passwd")).unwrap();
         assert_eq!(read(&layers, "etc/passwd"), "");
+    }
+
+    /// A container with the right to make nodes could have the agent open a watchdog, which restarts the board.
+    #[test]
+    fn what_is_no_file_is_never_opened() {
+        use rustix::fs::inotify;
+        let layer = tempfile::tempdir().unwrap();
+        let path = layer.path().join("passwd");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&watch, &path, inotify::WatchFlags::OPEN).unwrap();
+        assert_eq!(read(&[layer.path().to_owned()], "passwd"), "");
+        assert_eq!(rustix::io::read(&watch, &mut [0_u8; 64]), Err(rustix::io::Errno::AGAIN));
     }
 }

@@ -4,16 +4,25 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// What this program was built from; `cargo xtask` tells it to the compiler.
+const COMMIT: &str = match option_env!("SKEG_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
 /// Engines take these lines apart; see runc's `printVersion`.
-const VERSION: &str =
-    concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1\n+SELINUX +APPARMOR +CAP +SECCOMP +EBPF");
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let version = env!("CARGO_PKG_VERSION");
+    format!("version {version}\ncommit: {COMMIT}\nspec: 1.2.1\n+SELINUX +APPARMOR +CAP +SECCOMP +EBPF")
+});
 
 /// Runs containers as the OCI runtime specification says
 #[derive(Debug, Parser)]
-#[command(name = "skeg-oci", display_name = "skeg-oci", version = VERSION, about)]
+#[command(name = "skeg-oci", display_name = "skeg-oci", version = VERSION.as_str(), about)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -97,6 +106,9 @@ pub(crate) enum Command {
         /// Kills it first, and is content if it does not exist
         #[arg(short, long)]
         force: bool,
+        /// Takes the name for a regular expression and removes all containers that it fits
+        #[arg(long)]
+        regex: bool,
         /// The container
         id: String,
     },
@@ -152,6 +164,9 @@ pub(crate) enum Command {
         /// Folder to write it to
         #[arg(short, long, default_value = ".")]
         bundle: PathBuf,
+        /// Asks for an example that needs no root, which is refused
+        #[arg(long, hide = true)]
+        rootless: bool,
     },
     /// Prints the plan of a container's start, one line a system call or a few
     Plan {

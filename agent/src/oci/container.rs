@@ -43,6 +43,13 @@ impl Container {
         }
     }
 
+    /// The same, also for a container of which nothing but its name is written down.
+    pub(crate) fn unfinished(folder: Folder) -> anyhow::Result<Container> {
+        let record = folder.record()?;
+        let record = record.unwrap_or_else(|| Record { id: folder.id().into(), ..Record::default() });
+        Ok(Container { folder, record })
+    }
+
     /// A handle of the first process; nothing if it has ended or never was.
     pub(crate) fn init(&self) -> anyhow::Result<Option<OwnedFd>> {
         let Some(init) = self.record.init else { return Ok(None) };

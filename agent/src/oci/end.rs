@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use regex_lite::Regex;
 use skeg_runtime::{oci, run_hooks, send_signal};
 
 use super::container::Container;
@@ -48,7 +49,8 @@ pub(crate) fn kill(root: &Path, id: &str, text: &str, all: bool) -> anyhow::Resu
     let number = signal(text)?;
     let container = Container::find(root, id)?;
     let Some(init) = container.init()? else {
-        if all {
+        // A cgroup that was found in use is somebody else's.
+        if all && container.record.owns_cgroup {
             // Without a pid namespace of its own, a container's processes outlive its first.
             return Ok(container.record.cgroup()?.map_or(Ok(()), |cgroup| cgroup.signal(number))?);
         }
@@ -126,6 +128,27 @@ pub(crate) fn delete(root: &Path, id: &str, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `delete --regex`: goes on with the others when one refuses.
+pub(crate) fn delete_matching(root: &Path, pattern: &str, force: bool) -> anyhow::Result<()> {
+    let pattern = Regex::new(pattern).context("--regex")?;
+    let mut refused = 0;
+    for folder in Folder::list(root)?.iter().filter(|folder| pattern.is_match(folder.id())) {
+        match delete(root, folder.id(), force) {
+            Ok(()) => {}
+            // Somebody else was quicker.
+            Err(error) if error.is::<Missing>() => {}
+            Err(error) => {
+                log::error!("{error:#}");
+                refused += 1;
+            }
+        }
+    }
+    if refused > 0 {
+        bail!("{refused} containers were not deleted");
+    }
+    Ok(())
+}
+
 /// Ends all processes of a container.
 fn end_processes(record: &Record) -> anyhow::Result<()> {
     match record.cgroup()? {
@@ -139,12 +162,12 @@ fn end_processes(record: &Record) -> anyhow::Result<()> {
 /// # Errors
 /// Something refuses to go; the folder stays, so that the removal can be tried again.
 pub(crate) fn remove(locked: Locked, record: &Record) -> anyhow::Result<()> {
-    end_processes(record)?;
-    // One that others use is not removed: the container was cut short, or refused, before it was its own.
-    if let Some(cgroup) = record.cgroup()?
-        && (record.owns_cgroup || cgroup.processes()?.is_empty())
-    {
-        cgroup.remove()?;
+    if let Some(cgroup) = record.cgroup()? {
+        if record.owns_cgroup {
+            cgroup.end()?;
+        } else if cgroup.processes()?.is_empty() {
+            cgroup.remove()?;
+        } // Else others use it: the container was cut short, or refused, before it was its own.
     }
     locked.remove()
 }

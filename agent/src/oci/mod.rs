@@ -26,6 +26,11 @@ use arguments::{Command, Global};
 /// What runc's `exec` exits with when the process was not started.
 const EXEC_FAILED: i32 = 255;
 
+/// Whether this program's arguments name a command that starts a process. A container's name may look like one, too.
+pub(crate) fn starts_something() -> bool {
+    std::env::args_os().any(|word| ["create", "run", "exec"].iter().any(|command| word == *command))
+}
+
 /// Carries out one command; says the exit code.
 pub(crate) fn main(arguments: &mut Arguments) -> i32 {
     match run(arguments) {
@@ -46,7 +51,8 @@ fn run(arguments: &mut Arguments) -> anyhow::Result<i32> {
     let root = std::path::absolute(&global.root).context("--root")?;
     let root = root.as_path();
     match command {
-        Command::Create(_) | Command::Run(_) | Command::Exec(_) => {
+        // A start runs hooks in the container.
+        Command::Create(_) | Command::Start { .. } | Command::Run(_) | Command::Exec(_) => {
             skeg_runtime::protect_executable().context("containers can't be kept from this program's file")?;
         }
         _ => {}
@@ -57,7 +63,8 @@ fn run(arguments: &mut Arguments) -> anyhow::Result<i32> {
         Command::Run(options) => return start::run(root, options),
         Command::State { id } => show::state(root, id)?,
         Command::Kill { all, id, signal } => end::kill(root, id, signal, *all)?,
-        Command::Delete { force, id } => end::delete(root, id, *force)?,
+        Command::Delete { force, regex: true, id } => end::delete_matching(root, id, *force)?,
+        Command::Delete { force, regex: false, id } => end::delete(root, id, *force)?,
         Command::Exec(options) => return exec::exec(root, options),
         Command::List { format, quiet } => show::list(root, *format, *quiet)?,
         Command::Ps { format, id, ps } => show::ps(root, id, *format, ps)?,
@@ -66,7 +73,10 @@ fn run(arguments: &mut Arguments) -> anyhow::Result<i32> {
         Command::Update(options) => resources::update(root, options)?,
         Command::Events { stats, interval, id } => resources::events(root, id, *stats, *interval)?,
         Command::Features => show::print_json(&skeg_runtime::features(), true)?,
-        Command::Spec { bundle } => show::spec(bundle)?,
+        Command::Spec { rootless: true, .. } => {
+            bail!("containers without root are not supported; leave --rootless out")
+        }
+        Command::Spec { bundle, rootless: false } => show::spec(bundle)?,
         Command::Plan { bundle } => start::plan(bundle)?,
     }
     Ok(0)

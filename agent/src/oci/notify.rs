@@ -20,6 +20,8 @@ use super::store::Folder;
 const INSIDE: &str = "/run/notify";
 /// Longest message in bytes; systemd's own limit.
 const MESSAGE_MAXIMUM: usize = 4096;
+/// How many messages are read before the caller looks at anything else: a container can write for ever.
+const AT_ONCE: usize = 4;
 
 /// The name of systemd's socket, or of an engine's.
 fn host() -> Option<PathBuf> {
@@ -81,7 +83,7 @@ impl Notify {
     /// Passes on that the container is ready, and which process it is. Says whether it was.
     pub(crate) fn forward(&self, pid: i32) -> anyhow::Result<bool> {
         let mut buffer = [0; MESSAGE_MAXIMUM];
-        loop {
+        for _ in 0..AT_ONCE {
             let length = match self.inside.recv(&mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
@@ -94,6 +96,7 @@ impl Notify {
                 return Ok(true);
             }
         }
+        Ok(false)
     }
 
     /// Waits until the container is ready or has ended.
@@ -109,5 +112,29 @@ impl Notify {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_writes_on_and_on_does_not_keep_the_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("host");
+        let host = UnixDatagram::bind(&path).unwrap();
+        let (inside, container) = UnixDatagram::pair().unwrap();
+        inside.set_nonblocking(true).unwrap();
+        let notify = Notify { inside, host: SocketAddr::from_pathname(&path).unwrap() };
+        for _ in 0..AT_ONCE {
+            container.send(b"STATUS=busy").unwrap();
+        }
+        container.send(b"READY=1\nMAINPID=1").unwrap();
+        assert!(!notify.forward(7).unwrap());
+        assert!(notify.forward(7).unwrap());
+        let mut told = [0; 64];
+        let length = host.recv(&mut told).unwrap();
+        assert_eq!(&told[..length], b"READY=1\nMAINPID=7\n");
     }
 }

@@ -16,6 +16,11 @@ use super::container::Container;
 use super::show::print_json;
 use super::store::Folder;
 
+/// How often and how long the count of killed processes is read after a notification: version 1 tells that memory ran
+/// out before it kills anybody.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// See [`LOOK_INTERVAL`].
+const LOOK_TIME: Duration = Duration::from_secs(1);
 /// Longest file of resources in bytes.
 const RESOURCES_MAXIMUM: u64 = 1 << 20;
 
@@ -133,22 +138,28 @@ pub(crate) fn events(root: &Path, id: &str, once: bool, interval: Duration) -> a
     let watch = cgroup.watch_oom()?;
     let mut kills = watch.kills()?.unwrap_or(0);
     let mut next = Instant::now() + interval;
+    let mut look_until = Instant::now();
     loop {
-        let left = next.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).context("the interval is too long")?;
+        let now = Instant::now();
+        let left = next.saturating_duration_since(now);
+        let looks = now < look_until;
+        let timeout = if looks { left.min(LOOK_INTERVAL) } else { left };
+        let timeout = Timespec::try_from(timeout).context("the interval is too long")?;
         let mut descriptors = [PollFd::new(&init, PollFlags::IN), PollFd::new(&watch, PollFlags::IN | PollFlags::PRI)];
         match poll(&mut descriptors, Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error).context("cannot wait for events"),
-            Ok(0) => {
+            Ok(0) if Instant::now() >= next => {
                 stats()?;
                 next = Instant::now() + interval;
-                continue;
             }
             Ok(_) => {}
         }
         let [ended, changed] = descriptors.map(|descriptor| !descriptor.revents().is_empty());
-        if changed {
+        if changed || looks {
+            if changed {
+                look_until = Instant::now() + LOOK_TIME;
+            }
             // Its cgroup goes before or after the container: either is its end.
             let Some(now) = watch.kills()? else { return Ok(()) };
             for _ in kills..now {

@@ -50,7 +50,7 @@ pub(crate) fn list(root: &Path, format: Format, quiet: bool) -> anyhow::Result<(
     let mut found = Vec::new();
     for folder in Folder::list(root)? {
         let id = folder.id().to_string();
-        match Container::open(folder).and_then(|it| Ok((it.status()?, owner(&it.folder)?, it))) {
+        match Container::unfinished(folder).and_then(|it| Ok((it.status()?, owner(&it.folder)?, it))) {
             Ok(entry) => found.push(entry),
             // Deleted while the list was made.
             Err(error) if error.is::<Missing>() => {}

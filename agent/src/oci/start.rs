@@ -16,6 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -238,7 +239,13 @@ pub(crate) fn write_pid_file(path: &Path, pid: i32) -> anyhow::Result<()> {
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     let new = path.with_file_name(hidden);
-    fs::write(&new, pid.to_string()).with_context(named)?;
+    // What was left there goes; a link that somebody else has put there is not followed.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        removed => removed.with_context(named)?,
+    }
+    let mut file = fs::File::create_new(&new).with_context(named)?;
+    file.write_all(pid.to_string().as_bytes()).with_context(named)?;
     fs::rename(&new, path).with_context(named)
 }
 
@@ -260,6 +267,8 @@ pub(crate) fn start(root: &Path, id: &str) -> anyhow::Result<()> {
     let notify = Notify::open(&locked)?;
     let started = Started { pid, pidfd };
     match let_run(&locked, &container.record, &spec, &started).and_then(|()| poststart(&spec, &container.record, pid)) {
+        // It waits on, and can only be deleted.
+        Err(error) if spec.process().is_none() => Err(error),
         Err(error) => {
             undo(locked, &container.record, &spec);
             Err(error)
@@ -334,4 +343,21 @@ pub(crate) fn run(root: &Path, options: &Run) -> anyhow::Result<i32> {
     }
     end::poststop(&spec, &record);
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_follows_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, victim) = (folder.path().join("pid"), folder.path().join("victim"));
+        fs::write(&victim, "whole").unwrap();
+        for link in ["pid", ".pid"] {
+            std::os::unix::fs::symlink(&victim, folder.path().join(link)).unwrap();
+        }
+        write_pid_file(&path, 7).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), fs::read(&victim).unwrap()), (b"7".to_vec(), b"whole".to_vec()));
+    }
 }

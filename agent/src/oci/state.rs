@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use skeg_runtime::{Cgroup, CgroupError, HookState, host_cgroups};
 
 /// The file `state.json` of a container's folder. What can be asked of the kernel is not in it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Record {
     /// The version that the container's config.json is written for.

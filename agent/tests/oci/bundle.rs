@@ -30,7 +30,7 @@ pub fn cannot_run() -> Option<&'static str> {
 /// A bundle, with a folder of its own for states and a cgroup of its own.
 pub struct Bundle {
     pub folder: tempfile::TempDir,
-    cgroup: String,
+    pub cgroup: String,
 }
 
 impl Bundle {
@@ -91,10 +91,15 @@ impl Bundle {
     }
 
     /// Every folder of the cgroup in any hierarchy.
-    fn cgroups(&self) -> Vec<PathBuf> {
+    pub fn cgroups(&self) -> Vec<PathBuf> {
         let hierarchies = fs::read_dir(CGROUPS).unwrap().map(|entry| entry.unwrap().path());
         let folders = hierarchies.chain([PathBuf::from(CGROUPS)]).map(|hierarchy| hierarchy.join(&self.cgroup));
         folders.filter(|folder| folder.exists()).collect()
+    }
+
+    /// Removes the folder above several containers' cgroups.
+    pub fn remove_cgroups(&self) {
+        self.cgroups().iter().for_each(|folder| fs::remove_dir(folder).unwrap());
     }
 
     /// Checks that no container left anything: no state, no cgroup and so no process.
@@ -147,7 +152,7 @@ pub fn fill(root: &Path) {
     let bin = root.join("bin");
     fs::create_dir_all(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-    for applet in ["cat", "echo", "id", "ls", "sed", "sh", "sleep", "test", "tr", "true", "tty"] {
+    for applet in ["cat", "echo", "id", "ls", "sed", "sh", "sleep", "tail", "test", "tr", "true", "tty"] {
         symlink("busybox", bin.join(applet)).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use bundle::{Bundle, Running, cannot_run, err, out, until};
 use serde_json::{Value, json};
@@ -174,6 +174,85 @@ fn bad_input_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn containers_can_be_deleted_by_a_pattern() {
+    needs_root!();
+    let bundle = Bundle::new("pattern", &["sleep", "1000"]);
+    for (index, id) in ["web-1", "web-2", "job-1"].into_iter().enumerate() {
+        let cgroup = format!("{}/{index}", bundle.cgroup);
+        bundle.change(|config| config["linux"]["cgroupsPath"] = json!(format!("/{cgroup}")));
+        bundle.works(&["create", id]);
+    }
+    let refused = bundle.oci(&["delete", "--regex", "^web-"]);
+    assert!(!refused.status.success() && err(&refused).contains("2 containers were not deleted"), "{}", err(&refused));
+    bundle.works(&["delete", "--force", "--regex", "^web-"]);
+    assert_eq!(bundle.works(&["list", "-q"]), "job-1\n");
+    assert!(err(&bundle.oci(&["delete", "--regex", "("])).contains("--regex"));
+    bundle.works(&["delete", "--force", "--regex", "."]);
+    bundle.remove_cgroups();
+    bundle.nothing_is_left();
+}
+
+/// A caller that was killed after the folder and before `state.json` is made.
+#[test]
+fn a_container_without_a_record_is_listed() {
+    needs_root!();
+    let bundle = Bundle::new("unfinished", &["true"]);
+    fs::create_dir_all(bundle.state_folder().join("one")).unwrap();
+    let listed: Value = serde_json::from_str(&bundle.works(&["list", "--format", "json"])).unwrap();
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["status"], &listed[0]["pid"]),
+        (&json!("one"), &json!("stopped"), &json!(0))
+    );
+    bundle.works(&["delete", "one"]);
+    bundle.nothing_is_left();
+}
+
+/// As systemd does it in its container.
+#[test]
+fn exec_works_in_a_container_that_has_divided_its_cgroup() {
+    needs_root!();
+    let bundle = Bundle::new("divided", &["sleep", "1000"]);
+    bundle.works(&["run", "-d", "one"]);
+    let read = |folder: &std::path::Path, file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+    let folders = bundle.cgroups();
+    let divisible = folders.iter().find(|folder| !read(folder, "cgroup.controllers").trim().is_empty());
+    if let Some(folder) = divisible {
+        let inner = folder.join("inner");
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("cgroup.procs"), bundle.state("one")["pid"].to_string()).unwrap();
+        let controllers = read(folder, "cgroup.controllers");
+        fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controllers.split(' ').next().unwrap().trim()))
+            .unwrap();
+        let told = bundle.works(&["exec", "one", "cat", "/proc/self/cgroup"]);
+        assert!(told.lines().any(|line| line.starts_with("0::") && line.ends_with("/inner")), "{told}");
+    } else {
+        println!("skipped: version 2 of cgroups has no controller here");
+    }
+    bundle.works(&["delete", "--force", "one"]);
+    bundle.nothing_is_left();
+}
+
+/// "process … is REQUIRED when start is called" (config.md, "Process").
+#[test]
+fn a_container_without_a_process_is_created_and_never_started() {
+    needs_root!();
+    let bundle = Bundle::new("nothing", &[]);
+    bundle.change(|config| drop(config.as_object_mut().unwrap().remove("process")));
+    bundle.works(&["create", "one"]);
+    assert_eq!(bundle.state("one")["status"], "created");
+    let refused = bundle.oci(&["start", "one"]);
+    assert!(
+        !refused.status.success() && err(&refused).contains("process: \"nothing\" must be given"),
+        "{}",
+        err(&refused)
+    );
+    assert_eq!(bundle.state("one")["status"], "created");
+    bundle.works(&["delete", "--force", "one"]);
+    assert!(err(&bundle.oci(&["run", "one"])).contains("process"));
+    bundle.nothing_is_left();
+}
+
+#[test]
 fn an_id_is_taken_once() {
     needs_root!();
     let bundle = Bundle::new("once", &["sleep", "1000"]);
@@ -224,6 +303,8 @@ fn engines_get_errors_in_the_log_file() {
 fn the_name_of_the_program_is_enough() {
     let output = std::process::Command::new(bundle::SKEGD).arg0("/usr/bin/skeg-oci").arg("--version").output().unwrap();
     let text = out(&output);
+    let heads: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(heads, ["skeg-oci", "commit:", "spec:", "+SELINUX"], "{text}");
     assert!(text.starts_with("skeg-oci version ") && text.contains("\nspec: 1.2."), "{text}");
     let output = std::process::Command::new(bundle::SKEGD).args(["oci", "features"]).output().unwrap();
     let features: Value = serde_json::from_str(&out(&output)).unwrap();
@@ -248,7 +329,7 @@ fn hooks_run_in_their_order_and_know_the_container() {
             "poststart": hook("poststart"), "poststop": hook("poststop") });
     });
     bundle.works(&["create", "one"]);
-    assert_eq!(fs::read_to_string(&log).unwrap(), "prestart creating\ncreateRuntime creating\n");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "prestart created\ncreateRuntime created\n");
     bundle.works(&["start", "one"]);
     assert!(fs::read_to_string(&log).unwrap().ends_with("poststart running\n"));
     bundle.works(&["delete", "--force", "one"]);
@@ -314,6 +395,41 @@ fn limits_can_be_changed_and_their_use_read() {
 }
 
 #[test]
+fn memory_that_runs_out_is_an_event() {
+    needs_root!();
+    let bundle = Bundle::new("memory", &["sleep", "1000"]);
+    bundle.change(|config| config["linux"]["resources"]["memory"] = json!({ "limit": 32 << 20, "swap": 32 << 20 }));
+    bundle.works(&["run", "-d", "one"]);
+    let told = bundle.folder.path().join("events");
+    let file = fs::File::create(&told).unwrap();
+    let mut events = bundle.command(&["events", "--interval", "10ms", "one"]).stdout(file).spawn().unwrap();
+    let tells = |kind: &str| fs::read_to_string(&told).unwrap().contains(&format!("\"type\":\"{kind}\""));
+    // It listens before it prints the first.
+    until("statistics", || tells("stats"));
+    assert!(!tells("oom"));
+    assert_eq!(bundle.oci(&["exec", "one", "tail", "/dev/zero"]).status.code(), Some(137));
+    until("the event", || tells("oom"));
+    bundle.works(&["delete", "--force", "one"]);
+    assert!(events.wait().unwrap().success(), "events ends with the container");
+    bundle.nothing_is_left();
+}
+
+#[test]
+fn a_root_can_be_moved_instead_of_pivoted() {
+    needs_root!();
+    let bundle = Bundle::new("no-pivot", &["sh", "-c", "ls / && cat /proc/self/mountinfo"]);
+    let output = bundle.oci(&["run", "--no-pivot", "one"]);
+    let text = out(&output);
+    let (root, mounts): (Vec<_>, Vec<_>) = text.lines().partition(|line| !line.contains(' '));
+    assert_eq!(root, ["bin", "dev", "proc", "sys"], "{}", err(&output));
+    // Other mounts of the host are covered; those of procfs and sysfs, which chroot(2) would not keep from root, are gone.
+    let kernel = mounts.iter().filter(|line| line.contains(" - proc ") || line.contains(" - sysfs "));
+    let places = kernel.map(|line| line.split(' ').nth(4).unwrap());
+    assert!(places.clone().all(|place| place.starts_with("/proc") || place.starts_with("/sys")), "{text}");
+    bundle.nothing_is_left();
+}
+
+#[test]
 fn a_terminal_goes_to_the_console_socket_or_through_this_process() {
     needs_root!();
     let bundle = Bundle::new("console", &["sh", "-c", "test -t 0 && tty && read line && echo got $line"]);
@@ -340,6 +456,51 @@ fn a_terminal_goes_to_the_console_socket_or_through_this_process() {
     bundle.nothing_is_left();
 }
 
+/// Root in a container opens the file of the runtime's process, waits until that runs another program, and writes.
+#[test]
+fn cve_2019_5736_a_container_never_writes_the_runtime_s_file() {
+    needs_root!();
+    let bundle = Bundle::new("overwrite", &["sleep", "1000"]);
+    // A copy, which nobody else runs: a file that is run cannot be written anyway.
+    let copy = bundle.folder.path().join("skegd");
+    fs::copy(bundle::SKEGD, &copy).unwrap();
+    let with_copy = |arguments: &[&str]| {
+        let mut command = Command::new(&copy);
+        command.args(["oci", "--root"]).arg(bundle.state_folder()).args(arguments);
+        command.current_dir(bundle.folder.path()).stdin(Stdio::null());
+        Running::spawn(command)
+    };
+    let works = |arguments: &[&str]| {
+        let output = with_copy(arguments).wait();
+        assert!(output.status.success(), "{arguments:?}: {}", err(&output));
+    };
+    let hook = "echo > /hooked; until test -e /go; do :; done";
+    bundle.change(|config| {
+        config["hooks"] = json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]});
+    });
+    works(&["create", "one"]);
+    let attack = "exec 9</proc/1/exe; echo > /held; until test -e /started; do :; done; \
+                  sh -c 'echo evil > /proc/self/fd/9' 2> /told; echo > /done";
+    works(&["exec", "--detach", "--cap", "CAP_SYS_PTRACE", "one", "sh", "-c", attack]);
+    let inside = |name: &str| bundle.root().join(name);
+    until("the attacker to hold the file", || inside("held").exists());
+    let start = with_copy(&["start", "one"]);
+    until("the hook", || inside("hooked").exists());
+    // Its hooks run in the container, and one that is a link to /proc/self/exe would run the runtime there.
+    let own = fs::File::open(format!("/proc/{}/exe", start.child.id())).unwrap();
+    assert!(rustix::fs::fstatvfs(&own).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    drop(own);
+    fs::write(inside("go"), "").unwrap();
+    assert!(start.wait().status.success());
+    fs::write(inside("started"), "").unwrap();
+    until("the attack", || inside("done").exists());
+    let told = fs::read_to_string(inside("told")).unwrap();
+    assert!(told.contains("Read-only file system"), "{told}");
+    assert!(fs::read(&copy).unwrap() == fs::read(bundle::SKEGD).unwrap());
+    bundle.works(&["delete", "--force", "one"]);
+    bundle.nothing_is_left();
+}
+
 #[test]
 fn only_descriptors_that_are_asked_for_are_passed_on() {
     needs_root!();
@@ -360,5 +521,26 @@ fn only_descriptors_that_are_asked_for_are_passed_on() {
     let output = run("--preserve-fds 100");
     assert_eq!(out(&output), "0 1 2 3 4 5 6 passed on\n", "{}", err(&output));
     assert!(!run("").status.success());
+    bundle.nothing_is_left();
+}
+
+/// Sockets of sd_listen_fds(3) reach the first process, which learns that they are its own.
+#[test]
+fn sockets_of_socket_activation_are_passed_on() {
+    needs_root!();
+    let bundle = Bundle::new("sockets", &["sh", "-c", "echo $LISTEN_FDS $LISTEN_PID $(ls /proc/self/fd)"]);
+    let run = |environment: &str| {
+        let script = format!(
+            "exec 3</dev/null 4</dev/null; {environment} exec {} oci --root {} run -b {} one",
+            bundle::SKEGD,
+            bundle.state_folder().display(),
+            bundle.folder.path().display()
+        );
+        out(&std::process::Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap())
+    };
+    // The last number is of the folder that ls reads.
+    assert_eq!(run("LISTEN_FDS=2"), "2 1 0 1 2 3 4 5\n");
+    assert_eq!(run("LISTEN_FDS=2 LISTEN_PID=$$"), "2 1 0 1 2 3 4 5\n");
+    assert_eq!(run("LISTEN_FDS=2 LISTEN_PID=1"), "0 1 2 3\n", "they are somebody else's");
     bundle.nothing_is_left();
 }

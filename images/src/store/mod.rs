@@ -389,6 +389,12 @@ fn parse_manifest(bytes: &[u8]) -> Result<ImageManifest, ManifestError> {
     serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what: "image manifest", source })
 }
 
+/// Tells whether a manifest and a configuration are an image, as a pull judges them.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_image(manifest: &[u8], config: &[u8]) -> bool {
+    parse_manifest(manifest).and_then(|manifest| Parts::new(&manifest, config)).is_ok()
+}
+
 fn sha256(descriptor: &oci_spec::image::Descriptor) -> Result<Digest, ManifestError> {
     let text = descriptor.digest().to_string();
     text.parse().map_err(|_| ManifestError::Algorithm(text.chars().take(100).collect()))

@@ -123,7 +123,14 @@ impl Cgroup {
     /// [`CgroupError::File`], [`CgroupError::Path`], and [`CgroupError::Busy`] if processes are in it.
     pub fn prepare(host: &HostCgroups, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         let cgroup = Cgroup::place(host, path)?;
-        cgroup.folders.iter().try_for_each(Folder::make)?;
+        let mut found = false;
+        for folder in &cgroup.folders {
+            found |= !folder.make()?;
+        }
+        if !found {
+            // Nobody can be in what was made just now.
+            return Ok(cgroup);
+        }
         let processes = cgroup.processes()?;
         if !processes.is_empty() {
             return Err(CgroupError::Busy { path: cgroup.path(), processes });
@@ -403,8 +410,9 @@ impl Folder {
         CgroupError::File { action, path, source }
     }
 
-    /// Makes the folder and those above it.
-    fn make(&self) -> Result<(), CgroupError> {
+    /// Makes the folder and those above it. Says whether the folder is new.
+    fn make(&self) -> Result<bool, CgroupError> {
+        let mut new = false;
         let below = self.path.strip_prefix(&self.hierarchy.mount).unwrap_or(&self.path);
         let mut path = self.hierarchy.mount.clone();
         for part in below.components() {
@@ -413,16 +421,16 @@ impl Folder {
                 self.hand_down(&parent)?;
             }
             path.push(part);
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            new = match fs::create_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
                 Err(source) => return Err(CgroupError::File { action: "create", path, source }),
-                Ok(()) => {}
-            }
+                Ok(()) => true,
+            };
             if self.hierarchy.version == Version::One && self.hierarchy.offers("cpuset") {
                 inherit(&parent, &path)?;
             }
         }
-        Ok(())
+        Ok(new)
     }
 
     /// Enables in a folder's children what the folder has, all at once if the kernel lets.

@@ -12,7 +12,6 @@ use crate::step::{Covers, FilesystemStep, Step, Target};
 use crate::sys::{self, MountAttributes};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 
 /// The kernel's bound on overlay layers.
@@ -249,41 +248,22 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// Allows only what belongs to a namespace of the container's own; the same rules as runc's.
+    /// Allows only what belongs to a namespace of the container's own.
     fn sysctl_refused(&self, name: &str) -> Result<Option<&'static str>, PlanError> {
-        let refused = if name.starts_with("net.") {
-            (!self.has_own_network()?).then_some("needs a network namespace that is not the host's")
+        let (kind, reason) = if name.starts_with("net.") {
+            (Kind::Network, "needs a network namespace that is not the host's")
         } else if IPC_SYSCTLS.contains(&name) || name.starts_with("fs.mqueue.") {
-            (!self.lists(Kind::Ipc)).then_some("needs an ipc namespace")
+            (Kind::Ipc, "needs an ipc namespace that is not the host's")
         } else if name == "kernel.domainname" {
-            (!self.lists(Kind::Uts)).then_some("needs a uts namespace")
+            (Kind::Uts, "needs a uts namespace that is not the host's")
         } else if name == "kernel.hostname" {
-            Some("is what the field \"hostname\" is for")
+            return Ok(Some("is what the field \"hostname\" is for"));
         } else if name.starts_with("user.") {
-            (!self.lists(Kind::User)).then_some("needs a user namespace")
+            (Kind::User, "needs a user namespace that is not the host's")
         } else {
-            Some("does not belong to a namespace of this container")
+            return Ok(Some("does not belong to a namespace of this container"));
         };
-        Ok(refused)
-    }
-
-    /// Whether the network namespace is another than the caller's.
-    fn has_own_network(&self) -> Result<bool, PlanError> {
-        let list = self.linux().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
-        let Some((index, namespace)) = list.iter().enumerate().find(|(_, namespace)| namespace.typ() == Kind::Network)
-        else {
-            return Ok(false);
-        };
-        let Some(path) = namespace.path() else { return Ok(true) };
-        let identity = |path: &Path| {
-            let metadata = std::fs::metadata(path).map_err(|source| PlanError::Path {
-                at: format!("linux.namespaces[{index}].path"),
-                path: path.into(),
-                source,
-            })?;
-            Ok::<_, PlanError>((metadata.dev(), metadata.ino()))
-        };
-        Ok(identity(path)? != identity(Path::new("/proc/self/ns/net"))?)
+        Ok((!self.has_own(kind)?).then_some(reason))
     }
 }
 

@@ -160,9 +160,7 @@ impl Plan {
     pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
         let Request { spec, root, cgroup, network, user, stdio, reaper, extras } = request;
         config::check(spec)?;
-        let Some(process) = spec.process() else {
-            return Err(PlanError::invalid("process", "nothing", "must be given"));
-        };
+        let process = &process::or_nothing(spec, extras.start_socket.is_some())?;
         unsupported(spec)?;
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
@@ -223,7 +221,7 @@ impl Plan {
         process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks, agent })
+        Ok(Plan { steps, clone, held, channel, hooks, agent, patience: None })
     }
 }
 
@@ -376,7 +374,7 @@ impl Compiler<'_> {
     }
 
     fn names(&mut self) -> Result<(), PlanError> {
-        let own_uts = self.lists(Kind::Uts);
+        let own_uts = self.has_own(Kind::Uts)?;
         let names = [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())];
         for (at, name) in names {
             let Some(name) = name.clone().filter(|name| !name.is_empty()) else { continue };

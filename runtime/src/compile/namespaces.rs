@@ -18,6 +18,7 @@ use crate::user_namespace::new_user_namespace;
 use oci::LinuxNamespaceType as Kind;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Each kind's name and flag, in the order in which given ones are joined: paths mean something else after the mount
@@ -59,6 +60,26 @@ impl Compiler<'_> {
     pub(super) fn lists(&self, kind: Kind) -> bool {
         let list = self.linux().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
         list.iter().any(|namespace| namespace.typ() == kind)
+    }
+
+    /// Tells whether the namespace of this kind is another than the caller's, even if it is given.
+    pub(super) fn has_own(&self, kind: Kind) -> Result<bool, PlanError> {
+        let list = self.linux().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        let Some(index) = list.iter().position(|namespace| namespace.typ() == kind) else { return Ok(false) };
+        let Some(path) = list[index].path() else { return Ok(true) };
+        let identity = |path: &Path| {
+            let at = format!("linux.namespaces[{index}].path");
+            let metadata = std::fs::metadata(path);
+            let metadata = metadata.map_err(|source| PlanError::Path { at, path: path.into(), source })?;
+            Ok::<_, PlanError>((metadata.dev(), metadata.ino()))
+        };
+        // The names in /proc are those of the manual, namespaces(7), but for two.
+        let file = match kind {
+            Kind::Network => "net",
+            Kind::Mount => "mnt",
+            _ => KINDS.iter().find(|(known, ..)| *known == kind).map_or("", |(_, name, _)| name),
+        };
+        Ok(identity(path)? != identity(&Path::new("/proc/thread-self/ns").join(file))?)
     }
 
     /// Adds the clone or clones, and everything up to a child that is in its namespaces and its cgroup.
@@ -172,7 +193,8 @@ fn join(fd: i32, kinds: i32) -> Step {
 /// Opens a namespace and makes sure that it is one, of the right kind; ioctl_ns(2).
 fn open(at: &str, path: &Path, name: &str, flag: i32) -> Result<OwnedFd, PlanError> {
     let refused = |source| PlanError::Path { at: at.into(), path: path.to_path_buf(), source };
-    let handle = File::open(path).map_err(refused)?;
+    // A fifo must not stop whoever opens it.
+    let handle = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refused)?;
     match sys::namespace_kind(handle.as_raw_fd()) {
         Ok(kind) if kind == flag => Ok(handle.into()),
         Ok(other) => {

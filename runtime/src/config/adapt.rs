@@ -43,7 +43,7 @@ const SCHEDULER_FLAGS: [(&str, &str); 2] =
 
 /// Settles a whole configuration.
 pub(super) fn config(value: &mut Value) -> Result<(), Violation> {
-    no_nul(value, "")?;
+    no_nul(value)?;
     for (pattern, fields, section) in REQUIRED {
         require(value, pattern, "", fields, section)?;
     }
@@ -57,7 +57,7 @@ pub(super) fn config(value: &mut Value) -> Result<(), Violation> {
 
 /// Settles a process.
 pub(super) fn process(value: &mut Value) -> Result<(), Violation> {
-    no_nul(value, "")?;
+    no_nul(value)?;
     settle_process("", value)
 }
 
@@ -104,24 +104,29 @@ fn known_capability(set: &str, name: &Value) -> bool {
 }
 
 /// Refuses NUL bytes anywhere: no system call could take the string, and cut at the NUL it would mean something else.
-fn no_nul(value: &Value, at: &str) -> Result<(), Violation> {
-    let refuse = |at: &str, text: &str| {
-        let rule = "must not contain a NUL byte";
-        Err(Violation { at: at.into(), value: text.into(), rule, section: "config.md, Valid values" })
-    };
+fn no_nul(value: &Value) -> Result<(), Violation> {
+    find_nul(value).map_or(Ok(()), |(at, text)| {
+        let (at, value) = (at.trim_start_matches('.').into(), text.into());
+        Err(Violation { at, value, rule: "must not contain a NUL byte", section: "config.md, Valid values" })
+    })
+}
+
+/// Looks for a string with a NUL byte. Its place is put together on the way back, so that a good tree costs nothing.
+fn find_nul(value: &Value) -> Option<(String, &str)> {
     match value {
-        Value::String(text) if text.contains('\0') => refuse(at, text),
-        Value::Array(list) => {
-            list.iter().enumerate().try_for_each(|(index, value)| no_nul(value, &format!("{at}[{index}]")))
-        }
-        Value::Object(map) => {
-            map.iter().try_for_each(
-                |(key, value)| {
-                    if key.contains('\0') { refuse(at, key) } else { no_nul(value, &join(at, key)) }
-                },
-            )
-        }
-        _ => Ok(()),
+        Value::String(text) => text.contains('\0').then(|| (String::new(), text.as_str())),
+        Value::Array(list) => list.iter().enumerate().find_map(|(index, value)| {
+            let (below, text) = find_nul(value)?;
+            Some((format!("[{index}]{below}"), text))
+        }),
+        Value::Object(map) => map.iter().find_map(|(key, value)| {
+            if key.contains('\0') {
+                return Some((String::new(), key.as_str()));
+            }
+            let (below, text) = find_nul(value)?;
+            Some((format!(".{key}{below}"), text))
+        }),
+        _ => None,
     }
 }
 

@@ -142,6 +142,8 @@ fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, InvalidConfig> {
-    serde_path_to_error::deserialize(value)
+    // Following the path costs an allocation a value, so only a wrong value is followed.
+    T::deserialize(&value)
+        .or_else(|_| serde_path_to_error::deserialize(value))
         .map_err(|error| InvalidConfig::Type { at: error.path().to_string(), source: error.into_inner() })
 }

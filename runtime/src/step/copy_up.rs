@@ -57,7 +57,11 @@ fn copy_entry(from: i32, to: i32, name: &CStr, depth: usize) -> sys::Result<()> 
             sys::close(target);
         }
         libc::S_IFREG => {
-            let reader = sys::open(from, name, libc::O_RDONLY | libc::O_NOFOLLOW)?;
+            // Somebody who shares the image may have put a fifo or a device there in between.
+            let reader = sys::open(from, name, libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK)?;
+            if !sys::stat(reader)?.is_file() {
+                return Err(Errno(libc::ESTALE));
+            }
             let target = sys::create_file(to, name, 0o600)?;
             while sys::copy_bytes(reader, target, 1 << 30)? > 0 {}
             sys::change_owner_of(target, stat.user, stat.group)?;

@@ -30,6 +30,7 @@ pub(super) fn enter(
         console: None,
         preserve_fds: 0,
         keyring: None,
+        patience: None,
     })?;
     let mut output = String::new();
     File::from(read).read_to_string(&mut output).unwrap();
@@ -84,8 +85,6 @@ fn an_exec_runs_on_its_cpus() {
     assert!(error.contains("run on CPUs"), "{error}");
 }
 
-/// Also CVE-2022-27650 (crun) and CVE-2025-27612 (libcontainer): what is inheritable on exec would become permitted in any
-/// program whose file says so.
 #[test]
 fn cve_2022_29162_an_exec_inherits_no_capabilities() {
     if cannot_run() {
@@ -99,6 +98,49 @@ fn cve_2022_29162_an_exec_inherits_no_capabilities() {
     });
     let (_, output) = enter(&ground, &target, &spec, process.process().as_ref().unwrap()).unwrap();
     assert_eq!(output, "CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n");
+}
+
+/// Enters as a user without rights, with every set asked for, and tells the rights of a program of these file capabilities.
+fn rights_of_a_user(file_capabilities: Option<[u32; 5]>) -> String {
+    let ground = Ground::with_cgroup(&Limits::default());
+    let tool = ground.path("root/bin/busybox-with-rights");
+    std::fs::copy("/bin/busybox", &tool).unwrap();
+    if let Some(words) = file_capabilities {
+        let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        rustix::fs::setxattr(&tool, c"security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let (spec, target) = sleeper(&ground);
+    let line = "exec /bin/busybox-with-rights grep -E '^Cap(Prm|Eff)' /proc/self/status";
+    let process = change_process(shell(line), |process| {
+        let mut capabilities = oci::LinuxCapabilities::default();
+        let all = Some(capabilities::DEFAULT.into_iter().collect());
+        capabilities.set_inheritable(all.clone()).set_ambient(all.clone()).set_permitted(all.clone()).set_bounding(all);
+        process.set_capabilities(Some(capabilities)).set_no_new_privileges(Some(false));
+        process.set_user(oci::UserBuilder::default().uid(7_u32).gid(8_u32).build().unwrap());
+    });
+    let (exit, output) = enter(&ground, &target, &spec, process.process().as_ref().unwrap()).unwrap();
+    assert_eq!(exit, Exit::Code(0), "{output}");
+    output
+}
+
+const NO_RIGHTS: &str = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n";
+
+/// What is inheritable on exec becomes permitted in any program whose file says so; capabilities(7).
+#[test]
+fn cve_2022_27650_a_file_gives_an_exec_no_capabilities() {
+    if cannot_run() {
+        return;
+    }
+    // VFS_CAP_REVISION_2 with the effective bit, nothing permitted, and all inheritable; linux/capability.h.
+    assert_eq!(rights_of_a_user(Some([0x0200_0001, 0, u32::MAX, 0, 0])), NO_RIGHTS);
+}
+
+#[test]
+fn cve_2025_27612_an_exec_of_a_user_has_no_ambient_capabilities() {
+    if cannot_run() {
+        return;
+    }
+    assert_eq!(rights_of_a_user(None), NO_RIGHTS);
 }
 
 /// A folder reached through a descriptor of the host's.
@@ -140,6 +182,37 @@ fn a_missing_command_or_folder_is_named() {
     assert!(error.to_string().ends_with("enter working folder /no/such/folder"), "{error}");
 }
 
+/// Root in a container sees whoever enters it, and can stop it before it runs its program.
+#[test]
+fn an_exec_that_the_container_stops_is_given_up() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let null = || File::open("/dev/null").unwrap().into();
+    let patience = std::time::Duration::from_millis(100);
+    let wanted = shell("true");
+    let request = ExecRequest {
+        target: target.pidfd.as_fd(),
+        process: wanted.process().as_ref().unwrap(),
+        spec: &spec,
+        cgroup: ground.cgroup.as_ref(),
+        stdio: Stdio { stdin: null(), stdout: null(), stderr: null() },
+        reaper: Reaper::Caller,
+        console: None,
+        preserve_fds: 0,
+        keyring: None,
+        patience: Some(patience),
+    };
+    let held = crate::exec::duplicate(target.pidfd.as_fd()).unwrap();
+    let mut plan = crate::exec::compile(request, &held).unwrap();
+    plan.steps.insert(plan.steps.len() - 1, crate::step::Step::Stop);
+    let error = crate::exec::start_inside(plan, &held, None).unwrap_err();
+    assert!(matches!(error, StartError::Silent { patience: told } if told == patience), "{error}");
+    assert_eq!(ground.cgroup.as_ref().unwrap().processes().unwrap(), [target.pid]);
+}
+
 #[test]
 fn a_terminal_is_one_of_the_container_s() {
     if cannot_run() {
@@ -168,6 +241,7 @@ fn a_terminal_is_one_of_the_container_s() {
         console: Some(console),
         preserve_fds: 0,
         keyring: None,
+        patience: None,
     };
     let started = exec(request).unwrap();
     let master = receive_terminal(&receiver).unwrap();

@@ -1,14 +1,19 @@
 //! What goes wrong is told by name, and leaves nothing behind.
 
-use super::support::{Ground, cannot_map_ids, cannot_run, change_process, mount, shell, with_arguments, with_mounts};
+use super::entering::in_a_process_of_its_own;
+use super::support::{
+    Ground, cannot_map_ids, cannot_run, change_linux, change_process, mount, shell, with_arguments, with_mounts,
+};
 use crate::step::Step;
 use crate::{
-    Exit, Extras, HookState, Limits, Plan, PlanError, StartError, StartRequest, bind_start_socket, is_waiting,
-    start_waiting, terminal_pair, wait,
+    Exit, Extras, HookState, Limits, Plan, PlanError, StartError, StartRequest, bind_start_socket, is_waiting, oci,
+    receive_terminal, start_waiting, terminal_pair, wait,
 };
+use serde_json::json;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 
 #[test]
 fn a_missing_command_is_named() {
@@ -125,7 +130,7 @@ fn invalid_specifications_are_told_with_place_and_value() {
         process.set_cwd("x".into());
     });
     assert_eq!(told(relative), format!("process.cwd: \"x\" must be an absolute path {section}"));
-    let sysctl = super::support::change_linux(shell("true"), |linux| {
+    let sysctl = change_linux(shell("true"), |linux| {
         linux.set_sysctl(Some([("kernel.panic".to_string(), "1".to_string())].into()));
     });
     assert_eq!(told(sysctl), "linux.sysctl.kernel.panic: \"1\" does not belong to a namespace of this container");
@@ -173,23 +178,59 @@ fn a_failure_at_any_step_of_an_entrance_leaves_nothing_behind() {
     assert_eq!(ground.run_spec(&spec).unwrap().output, "fine\n");
 }
 
-/// Everything at once: an entrance, hooks, a terminal, a keyring, and a start of its own.
+/// Everything at once: an entrance, hooks, attributes, a terminal, a keyring, a start of its own, and then the hooks or the
+/// seccomp agent that belong to it. In a process of its own, which then has no child and no descriptor more.
 #[test]
 fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
-    if cannot_run() {
+    if cannot_map_ids() {
+        return;
+    }
+    let name = "tests::failures::a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind";
+    if in_a_process_of_its_own(name).is_some() {
         return;
     }
     let ground = Ground::with_cgroup(&Limits::default());
     super::namespaces::open(&ground);
     let mut spec = change_process(super::namespaces::in_user_namespace("true"), |process| {
-        process.set_terminal(Some(true));
+        process
+            .set_terminal(Some(true))
+            .set_oom_score_adj(Some(7))
+            .set_scheduler(Some(serde_json::from_value(json!({"policy": "SCHED_BATCH"})).unwrap()))
+            .set_io_priority(Some(serde_json::from_value(json!({"class": "IOPRIO_CLASS_BE", "priority": 6})).unwrap()));
     });
-    let hook = serde_json::json!([{"path": "/bin/busybox", "args": ["true"]}]);
-    let hooks = serde_json::json!({"createRuntime": hook, "createContainer": hook});
+    spec = change_linux(spec, |linux| {
+        linux.set_personality(Some(serde_json::from_value(json!({"domain": "LINUX"})).unwrap()));
+        linux.set_sysctl(Some([("net.ipv4.ip_forward".to_string(), "1".to_string())].into()));
+    });
+    let hook = json!([{"path": "/bin/busybox", "args": ["true"]}]);
+    let hooks = json!({"createRuntime": hook, "createContainer": hook, "startContainer": hook});
     spec.set_hooks(Some(serde_json::from_value(hooks).unwrap()));
+    fail_at_creation_and_start(&ground, &spec, || ());
+
+    let hooks = json!({"createRuntime": hook, "createContainer": hook});
+    spec.set_hooks(Some(serde_json::from_value(hooks).unwrap()));
+    let agent = UnixListener::bind(ground.path("agent")).unwrap();
+    let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": ground.path("agent"),
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+    let spec = change_linux(spec, |linux| {
+        linux.set_seccomp(Some(serde_json::from_value(profile).unwrap()));
+    });
+    // It takes what comes: connections wait in its queue, until it is full.
+    agent.set_nonblocking(true).unwrap();
+    fail_at_creation_and_start(&ground, &spec, || while agent.accept().is_ok() {});
+}
+
+/// What this process holds: its descriptors, and whether it has a child, alive or not.
+fn holdings() -> (usize, bool) {
+    let children = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG);
+    (fs::read_dir("/proc/self/fd").unwrap().count(), !matches!(children, Err(rustix::io::Errno::CHILD)))
+}
+
+/// Puts a failing step at each place of a plan that waits for its start.
+fn fail_at_creation_and_start(ground: &Ground, spec: &oci::Spec, between: impl Fn()) {
     let state = HookState { bundle: "/".into(), ..HookState::default() };
     let socket = ground.path("start");
-    let (console, _receiver) = terminal_pair().unwrap();
+    let (console, receiver) = terminal_pair().unwrap();
     let create = || {
         let _ = fs::remove_file(&socket);
         let extras = Extras {
@@ -199,11 +240,17 @@ fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
             keyring: Some("_ses.kiln".into()),
             ..Extras::default()
         };
-        ground.plan_with(&spec, extras).unwrap().0
+        ground.plan_with(spec, extras).unwrap().0
     };
     let cgroup = ground.cgroup.as_ref();
-    let waits = create().steps.iter().position(|step| matches!(step, Step::AwaitStart { .. })).unwrap();
-    for at in 0..create().steps.len() {
+    let plan = create();
+    let waits = plan.steps.iter().position(|step| matches!(step, Step::AwaitStart { .. })).unwrap();
+    let sends = plan.steps.iter().position(|step| matches!(step, Step::SendTerminal { .. })).unwrap();
+    let count = plan.steps.len();
+    drop(plan);
+    let before = holdings();
+    assert!(!before.1);
+    for at in 0..count {
         let mut plan = create();
         plan.steps.insert(at, Step::Fail);
         let result = plan.start();
@@ -212,13 +259,17 @@ fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
         } else {
             let started = result.unwrap();
             let (pid, target) = (started.pid, started.pidfd.as_fd());
-            let error =
-                start_waiting(StartRequest { socket: &socket, pid, target, spec: &spec, cgroup, hooks: &state });
+            let error = start_waiting(StartRequest { socket: &socket, pid, target, spec, cgroup, hooks: &state });
             assert!(matches!(error, Err(StartError::Step { index, .. }) if index == at), "step {at}: {error:?}");
             assert_eq!(wait(&started).unwrap(), Exit::Code(127));
             assert!(!is_waiting(&socket).unwrap());
         }
+        if at > sends {
+            drop(receive_terminal(&receiver).unwrap());
+        }
+        between();
         assert_eq!(cgroup.unwrap().processes().unwrap(), Vec::<i32>::new());
+        assert_eq!(holdings(), before, "step {at}");
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(ground.folder.path().to_str().unwrap()), "{mounts}");
@@ -227,7 +278,7 @@ fn a_failure_at_any_step_of_a_creation_or_a_start_leaves_nothing_behind() {
 #[test]
 fn what_would_be_ignored_is_refused() {
     let ground = Ground::new();
-    let spec = super::support::change_linux(shell("true"), |linux| {
+    let spec = change_linux(shell("true"), |linux| {
         linux.set_intel_rdt(Some(crate::oci::LinuxIntelRdt::default()));
     });
     let error = ground.plan(&spec).unwrap_err().to_string();

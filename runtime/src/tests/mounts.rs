@@ -315,12 +315,12 @@ fn sysctls_are_those_of_the_container_s_namespaces() {
     let refused = |name: &str, without| ground.plan(&with(name, without)).unwrap_err().to_string();
     use oci::LinuxNamespaceType as Kind;
     let table = [
-        ("kernel.msgmax", Some(Kind::Ipc), "needs an ipc namespace"),
-        ("fs.mqueue.msg_max", Some(Kind::Ipc), "needs an ipc namespace"),
+        ("kernel.msgmax", Some(Kind::Ipc), "needs an ipc namespace that is not the host's"),
+        ("fs.mqueue.msg_max", Some(Kind::Ipc), "needs an ipc namespace that is not the host's"),
         ("net.ipv4.ip_forward", Some(Kind::Network), "needs a network namespace that is not the host's"),
-        ("kernel.domainname", Some(Kind::Uts), "needs a uts namespace"),
+        ("kernel.domainname", Some(Kind::Uts), "needs a uts namespace that is not the host's"),
         ("kernel.hostname", None, "is what the field \"hostname\" is for"),
-        ("user.max_user_namespaces", None, "needs a user namespace"),
+        ("user.max_user_namespaces", None, "needs a user namespace that is not the host's"),
         ("kernel.shmmnifoo", None, "does not belong to a namespace of this container"),
         ("net.ipv4/../../kernel.panic", None, "is not the name of a sysctl"),
     ];

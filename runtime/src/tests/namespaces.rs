@@ -2,8 +2,9 @@
 
 use super::entering::enter;
 use super::support::{Ground, cannot_map_ids, cannot_run, change_linux, shell};
-use crate::{Exit, Limits, PlanError, StartError, Started, new_user_namespace, oci, wait};
+use crate::{Exit, Limits, PlanError, StartError, Started, new_user_namespace, oci, sys, wait};
 use oci::LinuxNamespaceType as Kind;
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -148,6 +149,39 @@ fn a_map_that_the_kernel_refuses_is_told() {
     assert_eq!(error, "cannot write \"0 1 5\\n3 100 5\\n\" to /proc/PID/uid_map");
 }
 
+/// A map whose length wrapped round in 16 bits became another one, of the attacker's; it is never cut or wrapped.
+#[test]
+fn cve_2021_43784_a_map_of_any_length_is_taken_whole_or_refused() {
+    if cannot_map_ids() {
+        return;
+    }
+    // More than 64 KiB of text, whose last lines map the host's root.
+    let mut maps: Vec<_> = (1..4000).map(|id| map(id, 100_000 + id, 1)).collect();
+    maps.push(map(0, 0, 1));
+    match new_user_namespace(&maps, &maps) {
+        Err(crate::UserNamespaceError::Map { file, source, .. }) => {
+            assert_eq!((file, source.raw_os_error()), ("uid_map", Some(libc::EINVAL)));
+        }
+        other => panic!("{other:?}"),
+    }
+    let spec = change_linux(in_user_namespace("true"), |linux| {
+        linux.set_uid_mappings(Some(maps.clone()));
+    });
+    let error = Ground::new().run_spec(&spec).map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("linux.uidMappings: \"4000 entries\" must have at most 340 entries"), "{error}");
+    // As many as the kernel takes arrive, the last one too.
+    let most: Vec<_> = (0..300).map(|id| map(id, 100_000 + 2 * id, 1)).collect();
+    let namespace = new_user_namespace(&most, &most).unwrap();
+    let mut ground = Ground::new();
+    ground.user = Some(namespace);
+    open(&ground);
+    let spec = change_linux(in_user_namespace("busybox tail -n 1 /proc/self/uid_map"), |linux| {
+        linux.set_uid_mappings(None).set_gid_mappings(None);
+    });
+    let output = ground.run_spec(&spec).unwrap().output;
+    assert_eq!(output.split_whitespace().collect::<Vec<_>>(), ["299", "100598", "1"]);
+}
+
 #[test]
 fn every_namespace_of_another_container_can_be_joined_by_path() {
     if cannot_run() {
@@ -212,6 +246,34 @@ fn a_path_to_something_else_is_told() {
     assert_eq!(told("/proc/self/ns/net"), "it is a network namespace, not a uts namespace");
     assert_eq!(told("/dev/null"), "it is not a namespace");
     assert!(told("/no/such").contains("No such file"));
+    // Nobody ever writes to it: whoever opened it as a file waited for ever.
+    let fifo = ground.path("fifo");
+    sys::make_node(libc::AT_FDCWD, &CString::new(fifo.to_str().unwrap()).unwrap(), libc::S_IFIFO | 0o600, 0).unwrap();
+    assert_eq!(told(fifo.to_str().unwrap()), "it is not a namespace");
+}
+
+/// A namespace that is given may be the host's, whose name and limits are not a container's to set.
+#[test]
+fn a_given_namespace_of_the_host_is_not_written_to() {
+    let ground = Ground::new();
+    let told = |spec: &oci::Spec| ground.plan(spec).map(drop).unwrap_err().to_string();
+    let given =
+        |kind, name: &str| with_namespace(shell("true"), kind, Some(format!("/proc/thread-self/ns/{name}").into()));
+    let mut spec = given(Kind::Uts, "uts");
+    spec.set_hostname(Some("kiln".into()));
+    assert_eq!(told(&spec), "hostname: \"kiln\" needs a uts namespace of the container's own");
+    for (kind, namespace, sysctl) in [
+        (Kind::Ipc, "ipc", "kernel.shmmax"),
+        (Kind::Uts, "uts", "kernel.domainname"),
+        (Kind::Network, "net", "net.ipv4.ip_forward"),
+    ] {
+        let mut spec = change_linux(given(kind, namespace), |linux| {
+            linux.set_sysctl(Some([(sysctl.to_string(), "1".to_string())].into()));
+        });
+        spec.set_hostname(None);
+        let told = told(&spec);
+        assert!(told.ends_with("namespace that is not the host's"), "{told}");
+    }
 }
 
 #[test]
@@ -245,6 +307,34 @@ fn the_caller_s_namespaces_are_kept_where_none_is_asked_for() {
         let wanted = fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
         assert_eq!(Ground::new().run_spec(&spec).unwrap().output.trim_end(), wanted);
     }
+}
+
+/// setns(2) into the mount namespace that a container shares with its caller leads to the host's root.
+#[test]
+fn an_exec_stays_in_a_root_without_a_mount_namespace() {
+    if cannot_run() {
+        return;
+    }
+    // The mounts of such a container stay: they are those of a thread that ends.
+    let thread = std::thread::spawn(|| {
+        sys::unshare(libc::CLONE_NEWNS).unwrap();
+        sys::mount(None, c"/", None, libc::MS_PRIVATE | libc::MS_REC, None).unwrap();
+        let mut ground = Ground::with_cgroup(&Limits::default());
+        ground.folder_root = true;
+        fs::write(ground.path("root/etc/inside"), "inside\n").unwrap();
+        let mut spec = without_namespace(shell("exec busybox sleep 1000"), Kind::Mount);
+        spec.set_mounts(None);
+        let (target, _) = ground.start(&spec).unwrap();
+        let process = shell("busybox cat /etc/inside; busybox ls /").process().clone().unwrap();
+        let outcome = enter(&ground, &target, &spec, &process).unwrap();
+        assert_eq!(outcome, (Exit::Code(0), "inside\nbin\ndev\netc\n".into()));
+        ground.cgroup.as_ref().unwrap().kill().unwrap();
+        wait(&target).unwrap();
+        assert!(matches!(enter(&ground, &target, &spec, &process), Err(StartError::Gone)));
+        // The temporary folder is a mount point here.
+        sys::unmount(&CString::new(ground.path("root").to_str().unwrap()).unwrap(), libc::MNT_DETACH).unwrap();
+    });
+    thread.join().unwrap();
 }
 
 /// Each helper process holds copies of the other's pipe: whoever waited for a pipe's end waited for ever.
