@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Stdio;
 
 use skeg_protocol::manifest::{Port, Protocol, RestartPolicy, Volume, VolumeMount, VolumeSource};
@@ -181,23 +182,12 @@ fn root_of(device: &Device, pod: &str) -> u32 {
     root
 }
 
-#[test]
-fn pods_have_users_of_their_own() {
-    needs_root!();
-    let mut device = Device::start("users");
-    let able = std::cell::Cell::new(false);
-    device.controller.wait("the first hello", |told| {
-        told.hello.as_ref().map(|hello| able.set(hello.node.user_namespaces)).is_some()
-    });
-    if !able.get() {
-        println!("skipped: {} can't be mounted with other ids", device.folder.path().display());
-        return;
-    }
-    let host = device.folder.path().join("host");
-    fs::create_dir(&host).unwrap();
+/// Starts the pods of the test below: two alike, one with the host's users, one of user 33, and one that can't be.
+fn start_pods_with_users(device: &Device, host: &Path) {
+    fs::create_dir(host).unwrap();
     fs::write(host.join("secret"), "kept").unwrap();
     fs::set_permissions(host.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
-    fs::set_permissions(&host, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(host, fs::Permissions::from_mode(0o777)).unwrap();
     let volumes = [
         volume("disk", VolumeSource::EmptyDir { memory: false }),
         volume("memory", VolumeSource::EmptyDir { memory: true }),
@@ -223,6 +213,22 @@ fn pods_have_users_of_their_own() {
     device.controller.wait("the fifth to be refused", |told| {
         told.pods.get(&uid(5)).and_then(waits).is_some_and(|(_, why)| why.ends_with("set hostUsers: true in the spec"))
     });
+}
+
+#[test]
+fn pods_have_users_of_their_own() {
+    needs_root!();
+    let mut device = Device::start("users");
+    let able = std::cell::Cell::new(false);
+    device.controller.wait("the first hello", |told| {
+        told.hello.as_ref().map(|hello| able.set(hello.node.user_namespaces)).is_some()
+    });
+    if !able.get() {
+        println!("skipped: {} can't be mounted with other ids", device.folder.path().display());
+        return;
+    }
+    let host = device.folder.path().join("host");
+    start_pods_with_users(&device, &host);
 
     let roots = ["one", "two", "web"].map(|pod| root_of(&device, pod));
     assert!(roots.iter().all(|root| *root >= 1 << 20), "{roots:?}");
