@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::apply::{
-    self, Adopted, Folders, Host, Images, Key, Registries, Worker, chain, network_key, remove_parent_cgroup,
+    self, Adopted, Folders, Host, Images, Key, Ranges, Registries, Worker, chain, network_key, remove_parent_cgroup,
 };
 use crate::config::Config;
 use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase, Step};
@@ -298,6 +298,7 @@ fn make_host(
     };
     Ok(Host {
         journal: Journal::open(&config.state_dir)?,
+        ranges: ranges(&folders),
         scratch: Scratch::new().context("making the logs' buffers")?,
         config,
         folders,
@@ -306,6 +307,17 @@ fn make_host(
         events,
         live: RefCell::default(),
     })
+}
+
+/// The ranges of pods' users, where the kernel can give pods users of their own.
+fn ranges(folders: &Folders) -> Option<Ranges> {
+    match skeg_runtime::check_other_ids(&folders.state.join(apply::STORE)) {
+        Ok(()) => Some(Ranges::new(folders.pods())),
+        Err(error) => {
+            log::warn!("pods share the users of the device: {}", chain(&error));
+            None
+        }
+    }
 }
 
 /// Takes over what an earlier agent has left: running containers, exits, and rubbish.
@@ -317,13 +329,18 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
     for record in host.journal.records()? {
         let (uid, pod) = (record.pod.uid, Arc::new(record.pod.clone()));
         let network = held.remove(&network_key(uid)).and_then(|item| item.fds.into_iter().next());
+        let own_users = match &network {
+            Some(network) => skeg_runtime::user_namespace_of(network.as_fd()).context("looking at a pod's network")?,
+            None => None,
+        };
+        let own_users = own_users.is_some();
         let (mut running, mut ended) = (false, Vec::new());
         let mut found = BTreeMap::new();
         for container in &record.containers {
             let key = Key { pod: uid, container: container.name.clone(), attempt: container.restarts };
             let begun = container.phase == RecordedPhase::Begun && record.boot == boot;
             let mut told = Vec::new();
-            match held.remove(&key.to_string()).and_then(|item| take_up(&key, item, &mut told)) {
+            match held.remove(&key.to_string()).and_then(|item| take_up(&key, item, own_users, &mut told)) {
                 Some((adopted, what)) => {
                     host.adopt(&pod, adopted).await;
                     if begun {
@@ -357,7 +374,7 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
 }
 
 /// Takes up a held attempt, noting its exit where it had one.
-fn take_up(key: &Key, item: Held, exits: &mut Vec<Exited>) -> Option<(Adopted, Found)> {
+fn take_up(key: &Key, item: Held, own_users: bool, exits: &mut Vec<Exited>) -> Option<(Adopted, Found)> {
     let data: crate::apply::HeldData = match postcard::from_bytes(&item.data) {
         Ok(data) => data,
         Err(error) => {
@@ -376,7 +393,7 @@ fn take_up(key: &Key, item: Held, exits: &mut Vec<Exited>) -> Option<(Adopted, F
     };
     exits.extend(item.exited);
     let found = Found::Held { since: Duration::from_nanos(data.since), started_at: data.started_at };
-    Some((Adopted { key: key.clone(), pidfd, pipes }, found))
+    Some((Adopted { key: key.clone(), pidfd, pipes, own_users }, found))
 }
 
 fn adopt(agent: &Agent, record: PodRecord, found: &BTreeMap<Label, Found>) {

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
 
 use crate::agent::Agent;
-use crate::apply::{Key, Live, chain};
+use crate::apply::{Key, Live, chain, give_streams};
 use crate::async_fd;
 use crate::convert;
 use crate::image;
@@ -145,7 +145,7 @@ async fn begin(
     let key = attempt.map(|attempt| Key { pod: pod.uid, container: name.clone(), attempt });
     let live = key.and_then(|key| agent.host.live.borrow().get(&key).cloned());
     let live: Rc<Live> = live.ok_or_else(|| format!("container {name} of pod {} is not running", pod.name))?;
-    let spec = spec(agent, &pod, &name)?;
+    let spec = spec(agent, &pod, &name, live.own_users)?;
     let mut process = spec.process().clone().unwrap_or_default();
     process.set_args(Some(command));
     process.set_terminal(Some(tty));
@@ -156,7 +156,11 @@ async fn begin(
     }
     let target = live.pidfd.try_clone().map_err(|error| error.to_string())?;
     let cgroup = agent.host.cgroup(pod.uid, &name);
-    let started = spawn_blocking(move || start(&target, &process, &spec, &cgroup, stdin));
+    let ranges = agent.host.ranges.clone().filter(|_| live.own_users);
+    let started = spawn_blocking(move || {
+        let root = ranges.map(|ranges| ranges.root_of(pod.uid)).transpose()?;
+        start(&target, &process, &spec, &cgroup, Streams { stdin, root })
+    });
     let (started, ends) = started.await.map_err(|error| error.to_string())??;
     let watch = |fd: OwnedFd| {
         rustix::io::ioctl_fionbio(&fd, true)?;
@@ -182,7 +186,7 @@ async fn begin(
     running().map_err(|error| format!("watching the process: {error}"))
 }
 
-fn spec(agent: &Agent, pod: &Pod, name: &Label) -> Result<oci::Spec, String> {
+fn spec(agent: &Agent, pod: &Pod, name: &Label, own_users: bool) -> Result<oci::Spec, String> {
     let host = &agent.host;
     let container = pod.containers.iter().find(|container| container.name == *name);
     let container = container.ok_or_else(|| format!("the pod has no container {name:?}"))?;
@@ -197,8 +201,17 @@ fn spec(agent: &Agent, pod: &Pod, name: &Label) -> Result<oci::Spec, String> {
         etc: &host.folders.etc(pod.uid),
         // Nothing is mounted for a further process.
         volumes: &volumes,
+        own_users,
     })
     .map_err(|error| error.to_string())
+}
+
+/// What a new process's streams shall be.
+struct Streams {
+    /// Whether it has an input.
+    stdin: bool,
+    /// The host's id of the root of a pod with users of its own.
+    root: Option<u32>,
 }
 
 /// The blocking part: terminal or pipes, then the process.
@@ -207,7 +220,7 @@ fn start(
     process: &oci::Process,
     spec: &oci::Spec,
     cgroup: &str,
-    stdin: bool,
+    streams: Streams,
 ) -> Result<(Started, Ends), String> {
     let io = |error: &dyn std::error::Error| chain(error);
     let cgroup = crate::cgroups::open(cgroup).map_err(|error| io(&error))?;
@@ -235,13 +248,17 @@ fn start(
     } else {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| io(&error));
         let ((output, stdout), (errors, stderr)) = (pipe()?, pipe()?);
-        let (source, input) = if stdin {
+        let (source, input) = if streams.stdin {
             let (source, input) = pipe()?;
             (source, Some(input))
         } else {
             (null()?, None)
         };
-        let started = run(Stdio { stdin: source, stdout, stderr }, None)?;
+        let stdio = Stdio { stdin: source, stdout, stderr };
+        if let Some(root) = streams.root {
+            give_streams(&stdio, root).map_err(|error| io(&error))?;
+        }
+        let started = run(stdio, None)?;
         Ok((started, Ends { input, output, errors: Some(errors) }))
     }
 }

@@ -7,6 +7,8 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Stdio;
 
 use skeg_protocol::manifest::{Port, Protocol, RestartPolicy, Volume, VolumeMount, VolumeSource};
@@ -154,6 +156,119 @@ fn every_failure_says_why_and_leaves_the_others_alone() {
     let table = out(&device.skegd(&["ps"]));
     assert!(table.contains("OOMKilled") && table.contains("CrashLoopBackOff"), "{table}");
     drop(taken);
+    device.power_off();
+    assert_eq!((device.mounts(), device.cgroups()), (vec![], vec![]));
+}
+
+/// A volume and where it is mounted: below the root, by its name.
+fn volume(name: &str, source: VolumeSource) -> (Volume, VolumeMount) {
+    let mount = VolumeMount { volume: name.try_into().unwrap(), path: format!("/{name}"), read_only: false };
+    (Volume { name: name.try_into().unwrap(), source }, mount)
+}
+
+/// What a command in a container writes.
+fn inside(device: &Device, pod: &str, script: &str) -> String {
+    let done = device.skegd(&["exec", pod, "--", "sh", "-c", script]);
+    assert!(done.status.success(), "{script}: {}", err(&done));
+    out(&done)
+}
+
+/// The host's id of a pod's root.
+fn root_of(device: &Device, pod: &str) -> u32 {
+    let map = inside(device, pod, "cat /proc/self/uid_map");
+    let [0, root, 65_536] = map.split_whitespace().map(|word| word.parse().unwrap()).collect::<Vec<u32>>()[..] else {
+        panic!("{pod}: {map}")
+    };
+    root
+}
+
+/// Starts the pods of the test below: two alike, one with the host's users, one of user 33, and one that can't be.
+fn start_pods_with_users(device: &Device, host: &Path) {
+    fs::create_dir(host).unwrap();
+    fs::write(host.join("secret"), "kept").unwrap();
+    fs::set_permissions(host.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(host, fs::Permissions::from_mode(0o777)).unwrap();
+    let volumes = [
+        volume("disk", VolumeSource::EmptyDir { memory: false }),
+        volume("memory", VolumeSource::EmptyDir { memory: true }),
+        volume("host", VolumeSource::HostPath { path: host.to_str().unwrap().to_owned() }),
+    ];
+    let script = "echo begun; echo by name > /dev/stdout; echo error > /dev/stderr; > /host/$HOSTNAME; > /disk/file; \
+                  > /memory/file; exec sleep 1000";
+    let mut pods: Vec<_> = [(1, "one"), (2, "two"), (3, "opted-out"), (4, "web")]
+        .map(|(number, name)| device.pod(number, name, script))
+        .into();
+    for pod in &mut pods {
+        (pod.volumes, pod.containers[0].mounts) = volumes.iter().cloned().unzip();
+    }
+    pods[2].host_users = true;
+    pods[3].containers[0].security.user = Some(33);
+    // The kernel's own filesystems can't show other owners.
+    let (system, mount) = volume("host-proc", VolumeSource::HostPath { path: "/proc".to_owned() });
+    let mut refused = device.pod(5, "refused", "true");
+    (refused.volumes, refused.containers[0].mounts) = (vec![system], vec![mount]);
+    pods.push(refused);
+    device.controller.want(pods);
+    device.controller.wait("four pods to run", |told| (1..=4).all(|n| told.pods.get(&uid(n)).is_some_and(runs)));
+    device.controller.wait("the fifth to be refused", |told| {
+        told.pods.get(&uid(5)).and_then(waits).is_some_and(|(_, why)| why.ends_with("set hostUsers: true in the spec"))
+    });
+}
+
+#[test]
+fn pods_have_users_of_their_own() {
+    needs_root!();
+    let mut device = Device::start("users");
+    let able = std::cell::Cell::new(false);
+    device.controller.wait("the first hello", |told| {
+        told.hello.as_ref().map(|hello| able.set(hello.node.user_namespaces)).is_some()
+    });
+    if !able.get() {
+        println!("skipped: {} can't be mounted with other ids", device.folder.path().display());
+        return;
+    }
+    let host = device.folder.path().join("host");
+    start_pods_with_users(&device, &host);
+
+    let roots = ["one", "two", "web"].map(|pod| root_of(&device, pod));
+    assert!(roots.iter().all(|root| *root >= 1 << 20), "{roots:?}");
+    assert!(roots[0] != roots[1] && roots[1] != roots[2] && roots[0] != roots[2], "{roots:?}");
+    let all = inside(&device, "opted-out", "cat /proc/self/uid_map");
+    assert_eq!(all, fs::read_to_string("/proc/self/uid_map").unwrap());
+    for pod in ["one", "two", "opted-out", "web"] {
+        let log = until("the log of three lines", || {
+            let log = out(&device.skegd(&["logs", pod]));
+            (log.lines().count() == 3).then_some(log)
+        });
+        assert!(["begun", "by name", "error"].iter().all(|line| log.contains(line)), "{pod}: {log}");
+        let streams = inside(&device, pod, "echo out > /dev/stdout; cat /sys/class/net/lo/flags");
+        assert_eq!(streams, "out\n0x9\n", "{pod}");
+        let (user, mapped) = if pod == "web" { (33, "33") } else { (0, "0") };
+        let files = "stat -c %u /disk/file /memory/file /host/$HOSTNAME /proc/self/; stat -c %u / /bin /etc/hosts";
+        assert_eq!(inside(&device, pod, files), format!("{mapped}\n").repeat(4) + "0\n0\n0\n", "{pod}");
+        assert_eq!(fs::metadata(host.join(pod)).unwrap().uid(), user, "files of the host have the host's owners");
+    }
+    let tty = device.skegd(&["exec", "-t", "one", "--", "sh", "-c", "stat -c %u $(readlink /proc/self/fd/0)"]);
+    assert_eq!(out(&tty), "0\r\n", "{}", err(&tty));
+    let secret = device.skegd(&["exec", "web", "--", "cat", "/host/secret"]);
+    assert!(!secret.status.success() && err(&secret).contains("Permission denied"), "{}", err(&secret));
+
+    inside(&device, "one", "echo mine > /made; chown 33:34 /made; chown 33 /disk");
+    let made = device.folder.path().join(format!("state/pods/{}/containers/main/0/upper/made", uid(1)));
+    let made = fs::metadata(made).unwrap();
+    assert_eq!((made.uid(), made.gid()), (roots[0] + 33, roots[0] + 34));
+    device.kill_agent();
+    assert_eq!(["one", "two", "web"].map(|pod| root_of(&device, pod)), roots);
+    assert_eq!(inside(&device, "one", "stat -c %u /disk"), "33\n", "a new agent leaves owners alone");
+    device.power_off();
+    device.power_on();
+    let after = |pod| {
+        until("the pod after the boot", || {
+            let ready = device.skegd(&["exec", pod, "--", "cat", "/disk/file"]).status.success();
+            ready.then(|| root_of(&device, pod))
+        })
+    };
+    assert_eq!(["one", "two", "web"].map(after), roots);
     device.power_off();
     assert_eq!((device.mounts(), device.cgroups()), (vec![], vec![]));
 }

@@ -38,6 +38,8 @@ pub struct Pod {
     pub containers: Vec<Container>,
     /// At most [`MAX_VOLUMES`], names unique.
     pub volumes: Vec<Volume>,
+    /// Its users are the device's instead of its own; with the device's network they always are.
+    pub host_users: bool,
 }
 
 /// One container of a pod.
@@ -403,6 +405,7 @@ mod tests {
             termination_grace_seconds: 30,
             containers: vec![container],
             volumes: Vec::new(),
+            host_users: false,
         }
     }
 

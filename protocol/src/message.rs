@@ -61,6 +61,8 @@ pub struct NodeInfo {
     pub boot: Uid,
     /// Address by which the device reaches the controller, where known.
     pub address: Option<std::net::IpAddr>,
+    /// Pods can have users of their own.
+    pub user_namespaces: bool,
 }
 
 /// Which manifest a device has made durable.

@@ -106,9 +106,9 @@ pub(crate) fn enter(target: &OwnedFd, spec: &oci::Spec, steps: &mut Vec<Step>) {
     steps.push(Step::JoinNamespace { fd: target.as_raw_fd(), kinds, name });
 }
 
-fn lists_mount(spec: &oci::Spec) -> bool {
+fn lists(spec: &oci::Spec, kind: oci::LinuxNamespaceType) -> bool {
     let list = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
-    list.iter().any(|namespace| namespace.typ() == oci::LinuxNamespaceType::Mount)
+    list.iter().any(|namespace| namespace.typ() == kind)
 }
 
 /// The root of a process that has changed its root only, and shares the caller's mounts.
@@ -140,10 +140,14 @@ pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan
         crate::compile::enter_cgroup(cgroup, clone, steps, held)?;
     }
     enter(target, request.spec, steps);
-    if !lists_mount(request.spec) {
+    if !lists(request.spec, oci::LinuxNamespaceType::Mount) {
         let root = above_standard(root_of(target)?)?;
         steps.push(Step::ChangeRoot { root: root.as_raw_fd() });
         held.push(root);
+    }
+    if lists(request.spec, oci::LinuxNamespaceType::User) {
+        // What it makes, as a terminal, belongs to an id of the namespace.
+        steps.push(Step::BecomeRoot);
     }
     if let (_, Some(mask)) = attributes::affinity(request.process) {
         steps.push(Step::Attribute(AttributeStep::Affinity { mask }));

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -28,8 +28,13 @@ pub struct Folders {
 }
 
 impl Folders {
+    /// Where each pod's folder lies.
+    pub fn pods(&self) -> PathBuf {
+        self.state.join("pods")
+    }
+
     fn pod(&self, uid: Uid) -> PathBuf {
-        self.state.join("pods").join(uid.to_string())
+        self.pods().join(uid.to_string())
     }
 
     fn pod_run(&self, uid: Uid) -> PathBuf {
@@ -63,7 +68,7 @@ impl Folders {
     /// Uids of pods that have a folder.
     pub fn uids(&self) -> Vec<Uid> {
         let names = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
-        let all = names(self.state.join("pods")).chain(names(self.run.join("pods")));
+        let all = names(self.pods()).chain(names(self.run.join("pods")));
         let mut uids: Vec<Uid> = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         uids.sort_unstable();
         uids.dedup();
@@ -83,11 +88,12 @@ impl Folders {
         name.get(..63).unwrap_or(name).trim_end_matches(['-', '.'])
     }
 
-    /// Makes a pod's folders, volumes and files, and says where each volume lies.
+    /// Makes a pod's folders, volumes and files, and says where each volume lies. `root` is the host's id of the pod's
+    /// root.
     ///
     /// # Errors
     /// What could not be made or found, with the field where it is the pod's.
-    pub fn prepare(&self, pod: &Pod) -> Result<BTreeMap<Label, PathBuf>, String> {
+    pub fn prepare(&self, pod: &Pod, root: u32) -> Result<BTreeMap<Label, PathBuf>, String> {
         let failed = |what: &Path| {
             let what = what.display().to_string();
             move |error: io::Error| format!("{what}: {error}")
@@ -95,18 +101,19 @@ impl Folders {
         for folder in [self.pod(pod.uid), self.etc(pod.uid)] {
             make_folder(&folder).map_err(failed(&folder))?;
         }
-        self.write_etc(pod)?;
+        self.write_etc(pod, root)?;
         let mut volumes = BTreeMap::new();
         for (index, volume) in pod.volumes.iter().enumerate() {
             let path = match &volume.source {
                 VolumeSource::EmptyDir { memory: false } => {
                     let path = self.pod(pod.uid).join("volumes").join(volume.name.as_str());
-                    open_folder(&path).map_err(failed(&path))?;
+                    open_folder(&path).and_then(|()| give(&path, root)).map_err(failed(&path))?;
                     path
                 }
                 VolumeSource::EmptyDir { memory: true } => {
                     let path = self.pod_run(pod.uid).join("volumes").join(volume.name.as_str());
-                    open_folder(&path).and_then(|()| mount_memory(&path)).map_err(failed(&path))?;
+                    let made = open_folder(&path).and_then(|()| mount_memory(&path));
+                    made.and_then(|()| give(&path, root)).map_err(failed(&path))?;
                     path
                 }
                 // Resolved here once, so that what is mounted is what was looked at.
@@ -118,7 +125,7 @@ impl Folders {
         Ok(volumes)
     }
 
-    fn write_etc(&self, pod: &Pod) -> Result<(), String> {
+    fn write_etc(&self, pod: &Pod, root: u32) -> Result<(), String> {
         let name = self.hostname(pod);
         let resolver = fs::read("/etc/resolv.conf").unwrap_or_default();
         let hosts = match fs::read("/etc/hosts") {
@@ -134,6 +141,7 @@ impl Folders {
                     .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
                     .map_err(|error| format!("{}: {error}", path.display()))?;
             }
+            give(&path, root).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(())
     }
@@ -178,6 +186,14 @@ impl Folders {
 fn open_folder(path: &Path) -> io::Result<()> {
     make_folder(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o777))
+}
+
+/// Gives a file or folder of the host's root to a pod's; the pod may have given it on since.
+pub(super) fn give(path: &Path, root: u32) -> io::Result<()> {
+    match fs::symlink_metadata(path)?.uid() {
+        0 => lchown(path, Some(root), Some(root)),
+        _ => Ok(()),
+    }
 }
 
 fn mount_memory(path: &Path) -> io::Result<()> {

@@ -7,12 +7,13 @@ mod files;
 mod images;
 mod sources;
 mod start;
+mod users;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -24,6 +25,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::cgroups;
 use crate::config::Config;
+use crate::convert::USERS;
 use crate::core::{Action, ContainerEvent, Event, NotStarted, PodRecord, Step};
 use crate::hold::Holder;
 use crate::journal::Journal;
@@ -33,7 +35,8 @@ use crate::ports::Published;
 pub use files::{Folders, remove_parent_cgroup};
 pub use images::{Images, STORE, wanted};
 pub use sources::Registries;
-pub use start::{Adopted, HeldData};
+pub use start::{Adopted, HeldData, give_streams};
+pub use users::Ranges;
 
 /// An attempt of a container; in text the key under which init holds it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +98,8 @@ pub struct Live {
     pub pidfd: OwnedFd,
     /// Its log; taken when the container is finished.
     pub log: RefCell<Option<Log>>,
+    /// Whether its users are its pod's own.
+    pub own_users: bool,
 }
 
 /// What all workers share.
@@ -105,6 +110,8 @@ pub struct Host {
     pub folders: Folders,
     /// What must not be forgotten.
     pub journal: Journal,
+    /// Whose ids are whose, where pods can have users of their own.
+    pub ranges: Option<Ranges>,
     /// Init's memory.
     pub holder: Holder,
     /// Images.
@@ -130,7 +137,7 @@ impl Host {
 
     /// Makes a running attempt known and writes its log.
     pub async fn adopt(&self, pod: &Pod, adopted: Adopted) {
-        let Adopted { key, pidfd, pipes } = adopted;
+        let Adopted { key, pidfd, pipes, own_users } = adopted;
         let log = self.folders.log(pod, &key.container, key.attempt);
         let log = match Log::start(pipes, &log, &self.folders.intent(&key), &self.scratch).await {
             Ok(log) => Some(log),
@@ -139,7 +146,7 @@ impl Host {
                 None
             }
         };
-        self.live.borrow_mut().insert(key, Rc::new(Live { pidfd, log: RefCell::new(log) }));
+        self.live.borrow_mut().insert(key, Rc::new(Live { pidfd, log: RefCell::new(log), own_users }));
     }
 
     /// Kills what runs in a container's cgroup and removes it. Says whether there was a process.
@@ -156,10 +163,20 @@ impl Host {
     }
 }
 
+/// The users of a pod that has its own.
+#[derive(Clone)]
+struct Users {
+    namespace: Arc<OwnedFd>,
+    /// The host's id of the pod's root.
+    root: u32,
+}
+
 /// What a pod needs before its first container.
 struct Prepared {
     /// Its network namespace; `None` with the device's network.
     network: Option<Arc<OwnedFd>>,
+    /// Its own users; `None` with the device's.
+    users: Option<Users>,
     /// Where its volumes lie.
     volumes: BTreeMap<Label, PathBuf>,
     /// Kept for their drop.
@@ -319,29 +336,50 @@ impl Worker {
                     .map_err(|error| NotStarted::NotCreated { reason: "HostPortConflict", message: chain(&error) })?,
                 None => Published::default(),
             };
+            let users = match &network {
+                Some(network) => self.users(network).await?,
+                None => None,
+            };
             let (folders, pod) = (self.host.folders.clone(), Arc::clone(&self.pod));
-            let volumes = spawn_blocking(move || folders.prepare(&pod))
+            let root = users.as_ref().map_or(0, |users| users.root);
+            let volumes = spawn_blocking(move || folders.prepare(&pod, root))
                 .await
                 .map_err(|error| not_created(&error))?
                 .map_err(|message| NotStarted::NotCreated { reason: "FailedMount", message })?;
-            self.prepared = Some(Prepared { network, volumes, _published: published });
+            self.prepared = Some(Prepared { network, users, volumes, _published: published });
         }
         Ok(())
     }
 
     async fn prepare_network(&mut self) -> Result<Option<Arc<OwnedFd>>, NotStarted> {
-        use std::os::fd::AsFd;
         if self.pod.host_network {
             return Ok(None);
         }
         if self.network.is_none() {
-            let made = spawn_blocking(skeg_runtime::new_network).await.map_err(|error| not_created(&error))?;
-            let network = made.map_err(|error| not_created(&error))?;
+            let own = self.host.ranges.clone().filter(|_| !self.pod.host_users);
+            let uid = self.pod.uid;
+            let made = spawn_blocking(move || match own {
+                Some(ranges) => {
+                    let root = ranges.root_of(uid).map_err(refused)?;
+                    skeg_runtime::new_network_with_users(root, USERS).map_err(|error| not_created(&error))
+                }
+                None => skeg_runtime::new_network().map_err(|error| not_created(&error)),
+            });
+            let network = made.await.map_err(|error| not_created(&error))??;
             let key = network_key(self.pod.uid);
             self.host.holder.hold(&key, None, &[network.as_fd()], &[]).await.map_err(|error| not_created(&error))?;
             self.network = Some(Arc::new(network));
         }
         Ok(self.network.clone())
+    }
+
+    /// The users of a pod, by the network that init holds: whatever made that is what runs.
+    async fn users(&self, network: &Arc<OwnedFd>) -> Result<Option<Users>, NotStarted> {
+        let namespace = skeg_runtime::user_namespace_of(network.as_fd()).map_err(|error| not_created(&error))?;
+        let (Some(namespace), Some(ranges)) = (namespace, self.host.ranges.clone()) else { return Ok(None) };
+        let uid = self.pod.uid;
+        let root = spawn_blocking(move || ranges.root_of(uid)).await.map_err(|error| not_created(&error))?;
+        Ok(Some(Users { namespace: Arc::new(namespace), root: root.map_err(refused)? }))
     }
 
     async fn remove(&mut self, keep: bool) {
@@ -374,8 +412,12 @@ impl Worker {
     }
 }
 
+fn refused(message: String) -> NotStarted {
+    NotStarted::NotCreated { reason: "CreateContainerError", message }
+}
+
 fn not_created(error: &dyn Error) -> NotStarted {
-    NotStarted::NotCreated { reason: "CreateContainerError", message: chain(error) }
+    refused(chain(error))
 }
 
 #[cfg(test)]

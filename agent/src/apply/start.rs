@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::fchown;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use skeg_protocol::{Container, Label};
-use skeg_runtime::{Extras, Limits, Plan, Reaper, Request, Root, StartError, Started, Stdio, oci};
+use skeg_runtime::{Extras, Limits, Plan, PlanError, Reaper, Request, Root, StartError, Started, Stdio, oci};
 use tokio::task::spawn_blocking;
 
-use super::{Key, Prepared, Worker, chain, not_created};
+use super::{Key, Prepared, Users, Worker, chain, files, not_created, refused};
 use crate::convert;
 use crate::core::NotStarted;
 use crate::journal::make_folder;
@@ -32,6 +33,8 @@ pub struct Adopted {
     pub pidfd: OwnedFd,
     /// Its log's pipes.
     pub pipes: Pipes,
+    /// Whether its users are its pod's own.
+    pub own_users: bool,
 }
 
 /// Everything that the blocking part of a start needs.
@@ -42,6 +45,7 @@ struct Order {
     cgroup: String,
     limits: Limits,
     network: Option<Arc<OwnedFd>>,
+    users: Option<Users>,
 }
 
 impl Worker {
@@ -56,6 +60,7 @@ impl Worker {
         };
         let key = self.key(name, attempt);
         let order = self.order(container, attempt, prepared)?;
+        let own_users = order.users.is_some();
         let (pipes, writers) = Pipes::new().map_err(|error| not_created(&error))?;
         let started = spawn_blocking(move || {
             let stdin = File::open("/dev/null").map_err(|error| not_created(&error))?.into();
@@ -74,7 +79,7 @@ impl Worker {
             rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL).ok();
             return Err(not_created(&error));
         }
-        self.host.adopt(&self.pod, Adopted { key, pidfd: started.pidfd, pipes }).await;
+        self.host.adopt(&self.pod, Adopted { key, pidfd: started.pidfd, pipes, own_users }).await;
         Ok(())
     }
 
@@ -92,6 +97,7 @@ impl Worker {
             hostname: host.folders.hostname(pod),
             etc: &host.folders.etc(pod.uid),
             volumes: &prepared.volumes,
+            own_users: prepared.users.is_some(),
         })
         .map_err(|error| NotStarted::NotCreated { reason: "CreateContainerConfigError", message: error.to_string() })?;
         let folder = host.folders.attempt(pod.uid, &container.name, attempt);
@@ -108,6 +114,7 @@ impl Worker {
                 pids: container.limits.pids.map(u64::from),
             },
             network: prepared.network.clone(),
+            users: prepared.users.clone(),
         })
     }
 }
@@ -122,19 +129,35 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
     }
     // The root of the container takes the mode of its upper folder.
     open_root(&order.folders[0]).map_err(|error| not_created(&error))?;
+    if let Some(users) = &order.users {
+        let given = files::give(&order.folders[0], users.root).and_then(|()| give_streams(&stdio, users.root));
+        given.map_err(|error| not_created(&error))?;
+    }
     let cgroup = crate::cgroups::create(&order.cgroup, &order.limits).map_err(|error| not_created(&error))?;
     let request = Request {
         spec: &order.spec,
         root: &order.root,
         cgroup: Some(&cgroup),
         network: order.network.as_ref().map(|network| network.as_fd()),
-        user: None,
+        user: order.users.as_ref().map(|users| users.namespace.as_fd()),
         stdio,
         reaper: Reaper::CallersParent,
         extras: Extras::default(),
     };
-    let plan = Plan::compile(request).map_err(|error| not_created(&error))?;
+    let plan = Plan::compile(request).map_err(|error| match error {
+        PlanError::Ids { .. } => refused(format!("{}; set hostUsers: true in the spec", chain(&error))),
+        error => not_created(&error),
+    })?;
     plan.start().map_err(|error| start_failed(&error))
+}
+
+/// Gives the log's pipes to the root of a pod, who can then open them by name, as `/dev/stdout`, and give them
+/// on.
+///
+/// # Errors
+/// As fchown(2).
+pub fn give_streams(stdio: &Stdio, root: u32) -> std::io::Result<()> {
+    [&stdio.stdout, &stdio.stderr].into_iter().try_for_each(|pipe| fchown(pipe, Some(root), Some(root)))
 }
 
 fn open_root(upper: &std::path::Path) -> std::io::Result<()> {

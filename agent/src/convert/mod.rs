@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
-use skeg_protocol::manifest::Security;
+use skeg_protocol::manifest::{Security, Volume, VolumeSource};
 use skeg_protocol::{Container, Label, Pod};
 use skeg_runtime::oci;
 use thiserror::Error;
@@ -21,6 +21,9 @@ const ALL_CAPABILITIES: &str = "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPE
     MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETGID SETFCAP SETPCAP SETUID SYS_ADMIN SYS_BOOT \
     SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG SYSLOG \
     WAKE_ALARM";
+
+/// How many users and groups a pod of its own users has: what images and Kubernetes count on.
+pub(crate) const USERS: u32 = 65_536;
 
 /// Why a container can't be put into a spec.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -54,6 +57,8 @@ pub struct Inputs<'a> {
     pub etc: &'a Path,
     /// Where each of the pod's volumes lies on the device.
     pub volumes: &'a BTreeMap<Label, PathBuf>,
+    /// Whether the pod has users of its own.
+    pub own_users: bool,
 }
 
 /// Makes the spec.
@@ -76,13 +81,18 @@ pub fn spec(inputs: &Inputs<'_>) -> Result<oci::Spec, ConvertError> {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     mounts.extend(own_mounts(inputs)?);
     spec.set_mounts(Some(mounts));
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     if inputs.pod.host_network {
-        let mut linux = spec.linux().clone().unwrap_or_default();
-        let mut namespaces = linux.namespaces().clone().unwrap_or_default();
         namespaces.retain(|namespace| namespace.typ() != oci::LinuxNamespaceType::Network);
-        linux.set_namespaces(Some(namespaces));
-        spec.set_linux(Some(linux));
     }
+    if inputs.own_users {
+        let mut users = oci::LinuxNamespace::default();
+        users.set_typ(oci::LinuxNamespaceType::User);
+        namespaces.push(users);
+    }
+    linux.set_namespaces(Some(namespaces));
+    spec.set_linux(Some(linux));
     Ok(spec)
 }
 
@@ -93,6 +103,14 @@ fn fill_process(process: &mut oci::Process, inputs: &Inputs<'_>) -> Result<(), C
     let (passwd, group) = (users::read(inputs.layers, "etc/passwd"), users::read(inputs.layers, "etc/group"));
     let Security { user, group: gid, run_as_non_root, .. } = container.security;
     let identity = users::resolve(config.user().as_deref().unwrap_or_default(), user, gid, &passwd, &group)?;
+    let highest = identity.groups.iter().chain([&identity.uid, &identity.gid]).copied().max();
+    if inputs.own_users
+        && let Some(id) = highest.filter(|id| *id >= USERS)
+    {
+        let problem =
+            format!("user or group {id} is not one of the pod's own {USERS}; set hostUsers: true in the spec");
+        return Err(ConvertError::new("securityContext.runAsUser", problem));
+    }
     if run_as_non_root && identity.uid == 0 {
         let problem = "is set, and the container would run as user 0; set runAsUser";
         return Err(ConvertError::new("securityContext.runAsNonRoot", problem));
@@ -175,13 +193,15 @@ fn capabilities(default: &oci::LinuxCapabilities, security: &Security) -> Result
     Ok(out)
 }
 
-fn bind(source: &Path, destination: &str, read_only: bool) -> oci::Mount {
+/// A bind mount. With `map_ids` whoever owns a file of the host owns it in the pod, too.
+fn bind(source: &Path, destination: &str, read_only: bool, map_ids: bool) -> oci::Mount {
     let mut mount = oci::Mount::default();
     mount.set_destination(destination.into());
     mount.set_typ(Some("bind".to_owned()));
     mount.set_source(Some(source.to_owned()));
     let access = if read_only { "ro" } else { "rw" };
-    mount.set_options(Some(["rbind", "rprivate", access].map(str::to_owned).to_vec()));
+    let words = ["rbind", "rprivate", access].into_iter().chain(map_ids.then_some("idmap"));
+    mount.set_options(Some(words.map(str::to_owned).collect()));
     mount
 }
 
@@ -192,7 +212,7 @@ fn own_mounts(inputs: &Inputs<'_>) -> Result<Vec<oci::Mount>, ConvertError> {
     for file in ["hosts", "hostname", "resolv.conf"] {
         let destination = format!("/etc/{file}");
         if wanted.iter().all(|mount| mount.path != destination) {
-            mounts.push(bind(&inputs.etc.join(file), &destination, false));
+            mounts.push(bind(&inputs.etc.join(file), &destination, false, false));
         }
     }
     for (index, mount) in wanted.iter().enumerate() {
@@ -204,7 +224,11 @@ fn own_mounts(inputs: &Inputs<'_>) -> Result<Vec<oci::Mount>, ConvertError> {
         if mount.path.trim_matches('/').is_empty() {
             return Err(ConvertError::new(at("mountPath"), "a volume can't take the place of the root"));
         }
-        mounts.push(bind(source, &mount.path, mount.read_only));
+        // What was made for the pod belongs to its users; what was there before belongs to the host's.
+        let of_host =
+            |volume: &Volume| volume.name == mount.volume && matches!(volume.source, VolumeSource::HostPath { .. });
+        let map_ids = inputs.own_users && inputs.pod.volumes.iter().any(of_host);
+        mounts.push(bind(source, &mount.path, mount.read_only, map_ids));
     }
     Ok(mounts)
 }

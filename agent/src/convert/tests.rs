@@ -26,6 +26,7 @@ fn convert(pod: &Pod, image: &ImageConfiguration, volumes: &[(&str, &str)]) -> R
         hostname: &pod.name,
         etc: Path::new("/run/skeg/etc"),
         volumes: &volumes,
+        own_users: !pod.host_users && !pod.host_network,
     })
     .map_err(|error| error.to_string())
 }
@@ -57,6 +58,43 @@ fn the_spec_holds_what_image_and_pod_say() {
     assert_eq!(process.no_new_privileges(), Some(true));
     let bound: Vec<_> = spec.mounts().as_ref().unwrap().iter().map(|mount| mount.destination().clone()).collect();
     assert!(bound.contains(&PathBuf::from("/etc/resolv.conf")), "{bound:?}");
+}
+
+#[test]
+fn users_of_its_own_are_65536_and_own_what_they_own_on_the_host() {
+    let mut pod = pod(1, "web", &["main"]);
+    pod.volumes = vec![
+        Volume { name: "made".try_into().unwrap(), source: VolumeSource::EmptyDir { memory: false } },
+        Volume { name: "found".try_into().unwrap(), source: VolumeSource::HostPath { path: "/srv".to_owned() } },
+    ];
+    for name in ["made", "found"] {
+        let mount = skeg_protocol::manifest::VolumeMount {
+            volume: name.try_into().unwrap(),
+            path: format!("/{name}"),
+            read_only: false,
+        };
+        pod.containers[0].mounts.push(mount);
+    }
+    let asks = |pod: &Pod| {
+        let spec = convert(pod, &image(""), &[("made", "/a"), ("found", "/b")]).unwrap();
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+        let users = namespaces.iter().any(|namespace| namespace.typ() == oci::LinuxNamespaceType::User);
+        let mapped = spec
+            .mounts()
+            .clone()
+            .unwrap()
+            .into_iter()
+            .filter(|mount| mount.options().iter().flatten().any(|option| option == "idmap"));
+        (users, mapped.map(|mount| mount.destination().clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(asks(&pod), (true, vec![PathBuf::from("/found")]));
+    pod.containers[0].security.user = Some(65_536);
+    assert_eq!(
+        convert(&pod, &image(""), &[]).unwrap_err(),
+        "securityContext.runAsUser: user or group 65536 is not one of the pod's own 65536; set hostUsers: true in the spec"
+    );
+    pod.host_users = true;
+    assert_eq!(asks(&pod), (false, vec![]));
 }
 
 #[test]

@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::agent::{Agent, boot_id};
+use crate::apply::Host;
 use crate::config::{Config, Controller};
 use crate::journal::manifest_digest;
 use crate::peer::{Peer, PeerError};
@@ -224,7 +225,7 @@ impl<'a> Session<'a> {
         Ok(Hello {
             versions: VERSIONS,
             join: token.map(|token| token.secret.clone()),
-            node: node_info(&self.agent.host.folders.node_name, address)?,
+            node: node_info(&self.agent.host, address)?,
             held: held(&self.agent.held.borrow()),
         })
     }
@@ -285,7 +286,8 @@ fn fit<const N: usize>(text: &str) -> heapless::String<N> {
     out
 }
 
-fn node_info(name: &str, address: Option<IpAddr>) -> anyhow::Result<NodeInfo> {
+fn node_info(host: &Host, address: Option<IpAddr>) -> anyhow::Result<NodeInfo> {
+    let name = host.folders.node_name.as_str();
     let uname = rustix::system::uname();
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
@@ -301,5 +303,6 @@ fn node_info(name: &str, address: Option<IpAddr>) -> anyhow::Result<NodeInfo> {
         memory_bytes: memory.totalram * u64::from(memory.mem_unit),
         boot: boot_id()?,
         address,
+        user_namespaces: host.ranges.is_some(),
     })
 }

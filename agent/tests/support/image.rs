@@ -38,7 +38,7 @@ fn layer() -> Vec<u8> {
         add(folder, tar::EntryType::Directory, 0o755, &[], None);
     }
     add("bin/busybox", tar::EntryType::Regular, 0o755, &busybox, None);
-    for applet in ["sh", "cat", "tail", "httpd", "usleep", "id", "wc", "sleep", "stty"] {
+    for applet in ["sh", "cat", "tail", "httpd", "usleep", "id", "wc", "sleep", "stty", "chown", "stat"] {
         add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, &[], Some("busybox"));
     }
     add("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n", None);

@@ -147,6 +147,7 @@ impl Device {
                 ports: Vec::new(),
             }],
             volumes: Vec::new(),
+            host_users: false,
         }
     }
 

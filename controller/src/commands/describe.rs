@@ -89,12 +89,21 @@ fn pod(page: &mut Page, pod: &Value) {
     page.maybe(0, "Message", &status["message"]);
     page.maybe(0, "Host IP", &status["hostIP"]);
     page.maybe(0, "Restart Policy", &pod["spec"]["restartPolicy"]);
+    page.line(0, "User Namespace", user_namespace(&pod["spec"]));
     page.line(0, "Containers", "");
     for spec in list(&pod["spec"]["containers"]) {
         let status = list(&status["containerStatuses"]).iter().find(|status| status["name"] == spec["name"]);
         container(page, spec, status);
     }
     conditions(page, status);
+}
+
+fn user_namespace(spec: &Value) -> &'static str {
+    match (&spec["hostUsers"], &spec["hostNetwork"]) {
+        (Value::Bool(true), _) => "host (hostUsers: true)",
+        (_, Value::Bool(true)) => "host (hostNetwork: true)",
+        _ => "own",
+    }
 }
 
 fn container(page: &mut Page, spec: &Value, status: Option<&Value>) {
@@ -178,6 +187,7 @@ fn node(page: &mut Page, node: &Value) {
     ] {
         page.maybe(1, name, &status["nodeInfo"][field]);
     }
+    page.maybe(1, "User Namespaces", &status["runtimeHandlers"][0]["features"]["userNamespaces"]);
     page.line(0, "Capacity", "");
     for (name, value) in status["capacity"].as_object().into_iter().flatten() {
         page.line(1, name, &plain(value));

@@ -117,6 +117,7 @@ pub(super) fn hello(name: &str, join: Option<&str>, held: Held) -> Hello {
             memory_bytes: 1 << 30,
             boot: Uid([5; 16]),
             address: None,
+            user_namespaces: true,
         },
         held,
     }

@@ -85,6 +85,8 @@ pub(super) fn connected(store: &dyn Store, name: &str, info: &NodeInfo, peer: Ip
                 "osImage": info.os.as_str(),
                 "systemUUID": "",
             },
+            // Kubernetes' own place for it; the empty name is the handler of pods that name none.
+            "runtimeHandlers": [{"name": "", "features": {"userNamespaces": info.user_namespaces}}],
         });
     })?;
     Ok(())

@@ -40,6 +40,7 @@ const SPEC: Fields = Fields {
         "restartPolicy",
         "terminationGracePeriodSeconds",
         "hostNetwork",
+        "hostUsers",
         "securityContext",
         "hostPID",
         "hostIPC",
@@ -65,7 +66,6 @@ const SPEC: Fields = Fields {
         "dnsConfig",
         "ephemeralContainers",
         "hostAliases",
-        "hostUsers",
         "hostname",
         "hostnameOverride",
         "imagePullSecrets",
@@ -172,6 +172,10 @@ pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Resu
         None => Uid::default(),
     };
     let host_network = spec.flag("hostNetwork")?;
+    let host_users = spec.flag("hostUsers")?;
+    if host_network && let Some(users) = spec.get("hostUsers")?.filter(|_| !host_users) {
+        return Err(users.invalid("must be true or left out when hostNetwork is true"));
+    }
     let shared = pod_security(&spec)?;
     let containers = spec.items("containers")?;
     let containers = containers.iter().enumerate().map(|(index, at)| {
@@ -190,6 +194,7 @@ pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Resu
         },
         containers: containers.collect::<Result<_, Fault>>()?,
         volumes: spec.items("volumes")?.iter().map(volume).collect::<Result<_, Fault>>()?,
+        host_users,
     };
     pod.validate()?;
     let size = postcard::to_allocvec(&pod).map_or(usize::MAX, |bytes| bytes.len());
@@ -544,12 +549,26 @@ mod tests {
         let container = &pod.containers[0];
         assert_eq!(pod.restart_policy, RestartPolicy::OnFailure);
         assert_eq!(pod.termination_grace_seconds, 30);
+        assert!(!pod.host_users);
         assert_eq!(container.limits, Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), pids: Some(20) });
         assert_eq!(container.security.user, Some(5));
         assert!(container.security.run_as_non_root);
         assert_eq!(container.security.drop_capabilities, ["ALL"]);
         assert_eq!(container.ports[0].host_ip, Some(Ipv4Addr::LOCALHOST));
         assert_eq!(pod.volumes[0].source, VolumeSource::EmptyDir { memory: true });
+    }
+
+    #[test]
+    fn users_are_the_pod_s_own_unless_it_says_otherwise() {
+        let mut pod = pod();
+        pod["spec"]["hostUsers"] = json!(true);
+        assert!(convert(&pod, image).unwrap().host_users);
+        pod["spec"]["hostUsers"] = json!(false);
+        assert!(!convert(&pod, image).unwrap().host_users);
+        pod["spec"]["hostNetwork"] = json!(true);
+        pod["spec"]["containers"][0]["ports"] = json!([]);
+        let refused = convert(&pod, image).unwrap_err().to_string();
+        assert_eq!(refused, "spec.hostUsers: false must be true or left out when hostNetwork is true");
     }
 
     #[test]

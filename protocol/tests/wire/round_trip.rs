@@ -39,8 +39,8 @@ fn held() -> impl Strategy<Value = Held> {
 
 fn node() -> impl Strategy<Value = NodeInfo> {
     let texts = (short(), short(), short(), short(), short());
-    (texts, any::<u16>(), any::<u64>(), uid(), option::of(any::<std::net::IpAddr>())).prop_map(
-        |((name, arch, kernel, os, agent), cpus, memory_bytes, boot, address)| NodeInfo {
+    (texts, any::<u16>(), any::<u64>(), uid(), option::of(any::<std::net::IpAddr>()), any::<bool>()).prop_map(
+        |((name, arch, kernel, os, agent), cpus, memory_bytes, boot, address, user_namespaces)| NodeInfo {
             name,
             arch,
             kernel,
@@ -50,6 +50,7 @@ fn node() -> impl Strategy<Value = NodeInfo> {
             memory_bytes,
             boot,
             address,
+            user_namespaces,
         },
     )
 }
@@ -115,16 +116,18 @@ fn pod() -> impl Strategy<Value = Pod> {
         text().prop_map(|path| VolumeSource::HostPath { path }),
     ];
     let volume = (short(), source).prop_map(|(name, source)| Volume { name, source });
-    (uid(), short(), short(), any::<bool>(), policy, any::<u32>(), vec(container(), 0..3), vec(volume, 0..3)).prop_map(
-        |(uid, namespace, name, host_network, restart_policy, termination_grace_seconds, containers, volumes)| Pod {
+    let hosts = (any::<bool>(), any::<bool>());
+    (uid(), short(), short(), hosts, policy, any::<u32>(), vec(container(), 0..3), vec(volume, 0..3)).prop_map(
+        |(uid, namespace, name, hosts, restart_policy, termination_grace_seconds, containers, volumes)| Pod {
             uid,
             namespace,
             name,
-            host_network,
+            host_network: hosts.0,
             restart_policy,
             termination_grace_seconds,
             containers,
             volumes,
+            host_users: hosts.1,
         },
     )
 }

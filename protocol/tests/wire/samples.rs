@@ -33,6 +33,7 @@ pub(crate) fn hello() -> Hello {
             memory_bytes: 1 << 30,
             boot: Uid([0x11; 16]),
             address: Some([192, 0, 2, 7].into()),
+            user_namespaces: true,
         },
         held: held(),
     }
@@ -86,6 +87,7 @@ pub(crate) fn pod() -> Pod {
             Volume { name: short("data"), source: VolumeSource::HostPath { path: "/srv/data".to_owned() } },
             Volume { name: short("cache"), source: VolumeSource::EmptyDir { memory: true } },
         ],
+        host_users: true,
     }
 }
 

@@ -89,7 +89,15 @@ impl Compiler<'_> {
         mounts::propagation(word).ok_or_else(|| PlanError::invalid("linux.rootfsPropagation", word, reason))
     }
 
+    /// Adds the way to the root, and in a user namespace the step to its ids: before a root that is there and may be
+    /// theirs alone, but after an overlay, whose upper folder may lie where only the caller's ids get.
     pub(super) fn root(&mut self, root: &Root) -> Result<(), PlanError> {
+        let become_root = self.user_namespace.map(|_| Step::BecomeRoot);
+        let (before, after) = match root {
+            Root::Folder(_) => (become_root, None),
+            Root::Overlay { .. } => (None, become_root),
+        };
+        self.steps.extend(before);
         let place = match root {
             Root::Folder(path) => self.bind_root(absolute("root", path)?),
             // The entrance has mounted it, with the rights that ids of another mapping take.
@@ -110,6 +118,7 @@ impl Compiler<'_> {
         };
         self.root = self.slots.take();
         self.step(FilesystemStep::OpenRoot { path: place, slot: self.root });
+        self.steps.extend(after);
         Ok(())
     }
 

@@ -113,6 +113,17 @@ pub enum PlanError {
         #[source]
         source: io::Error,
     },
+    /// A bind mount cannot show its files with the ids that the container asks for.
+    #[error("{at}: the filesystem of {path} can't be mounted with other ids")]
+    Ids {
+        /// The place in the specification.
+        at: String,
+        /// What is bound.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
     /// The cgroup cannot be entered.
     #[error("cannot use the cgroup")]
     Cgroup(#[from] CgroupError),
@@ -184,13 +195,10 @@ impl Plan {
         if compiler.lists(Kind::Mount) {
             compiler.propagation()?;
         }
-        if compiler.user_namespace.is_some() {
-            compiler.steps.push(Step::BecomeRoot);
-        }
+        compiler.root(root)?;
         if let Some(name) = extras.keyring {
             compiler.steps.push(Step::SessionKeyring { name: process::c_string("keyring", name)? });
         }
-        compiler.root(root)?;
         compiler.mounts()?;
         compiler.devices()?;
         if let Some(console) = console_number {

@@ -202,8 +202,11 @@ impl Compiler<'_> {
         }
         for (attributes, flags) in [(own, 0), (below, libc::AT_RECURSIVE)] {
             if attributes != MountAttributes::default() {
-                sys::set_mount_attributes(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, &attributes)
-                    .map_err(failed)?;
+                let set = sys::set_mount_attributes(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, &attributes);
+                set.map_err(|errno| match attributes.set & libc::MOUNT_ATTR_IDMAP {
+                    0 => failed(errno),
+                    _ => PlanError::Ids { at: format!("{at}.source"), path: source.into(), source: errno.into() },
+                })?;
             }
         }
         let below_text = if below == MountAttributes::default() { String::new() } else { format!("{below} and below") };

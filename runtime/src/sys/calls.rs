@@ -173,6 +173,13 @@ pub(crate) fn namespace_kind(fd: i32) -> Result<i32> {
     Ok(check(unsafe { libc::syscall(libc::SYS_ioctl, fd, NS_GET_NSTYPE) })? as i32)
 }
 
+/// The user namespace that another namespace belongs to; ioctl_ns(2), `NS_GET_USERNS`. Close-on-exec.
+pub(crate) fn owning_user_namespace(fd: i32) -> Result<i32> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: this ioctl takes no argument.
+    Ok(check(unsafe { libc::syscall(libc::SYS_ioctl, fd, NS_GET_USERNS) })? as i32)
+}
+
 /// chroot(2).
 pub(crate) fn change_root(path: &CStr) -> Result<()> {
     // SAFETY: `path` is NUL-terminated and outlives the call.

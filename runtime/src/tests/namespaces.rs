@@ -7,6 +7,7 @@ use oci::LinuxNamespaceType as Kind;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Asks for one namespace more, or for another in place of the default one.
@@ -115,6 +116,28 @@ fn a_user_namespace_is_shared_by_descriptor() {
         let spec = with_namespace(shell("busybox readlink /proc/self/ns/user"), Kind::User, None);
         assert_eq!(ground.run_spec(&spec).unwrap().output, wanted);
     }
+}
+
+#[test]
+fn a_network_keeps_the_user_namespace_that_it_belongs_to() {
+    if cannot_map_ids() {
+        return;
+    }
+    let mut ground = Ground::with_cgroup(&Limits::default());
+    open(&ground);
+    // Where an agent keeps its containers nobody else gets.
+    fs::set_permissions(ground.folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let network = crate::new_network_with_users(100_000, 65_536).unwrap();
+    ground.user = crate::user_namespace_of(network.as_fd()).unwrap();
+    assert!(ground.user.is_some());
+    ground.network = Some(network);
+    // Only the owner of a network may mount its sysfs.
+    let line = "busybox cat /proc/self/uid_map /sys/class/net/lo/flags";
+    let output = ground.run_spec(&with_namespace(shell(line), Kind::User, None)).unwrap().output;
+    let words: Vec<_> = output.split_whitespace().collect();
+    assert_eq!(words, ["0", "100000", "65536", "0x9"], "{output}");
+    let own = crate::new_network().unwrap();
+    assert!(crate::user_namespace_of(own.as_fd()).unwrap().is_none());
 }
 
 #[test]

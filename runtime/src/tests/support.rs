@@ -29,25 +29,18 @@ pub(crate) fn cannot_run() -> bool {
 
 /// Says why a test of mounts with other ids cannot run here, if so: tmpfs takes them since Linux 6.3.
 pub(crate) fn cannot_map_ids() -> bool {
-    use crate::sys::{self, MountAttributes};
-    use std::os::fd::AsRawFd;
     if cannot_run() {
         return true;
     }
-    let ids = [oci::LinuxIdMappingBuilder::default().container_id(0_u32).host_id(1_u32).size(1_u32).build().unwrap()];
-    let user = crate::new_user_namespace(&ids, &ids).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let path = std::ffi::CString::new(folder.path().to_str().unwrap()).unwrap();
-    let mount = sys::own(sys::open_tree(libc::AT_FDCWD, &path, libc::OPEN_TREE_CLONE).unwrap());
-    let user_namespace = user.as_raw_fd() as u64;
-    let attributes = MountAttributes { set: libc::MOUNT_ATTR_IDMAP, user_namespace, ..MountAttributes::default() };
-    let result = sys::set_mount_attributes(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH, &attributes);
-    if result == Err(sys::Errno(libc::EINVAL)) {
-        println!("skipped: needs a filesystem in {} that can be mounted with other ids", folder.path().display());
-        return true;
+    match crate::check_other_ids(folder.path()) {
+        Ok(()) => false,
+        Err(crate::UserNamespaceError::Unmappable { .. }) => {
+            println!("skipped: needs a filesystem in {} that can be mounted with other ids", folder.path().display());
+            true
+        }
+        Err(error) => panic!("{error}"),
     }
-    result.unwrap();
-    false
 }
 
 /// A folder with a busybox root and the folders of an overlay.
