@@ -11,8 +11,8 @@ use skeg_protocol::manifest::{
 };
 use skeg_protocol::message::{
     Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
-    Message, NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
-    StreamOpen, StreamRequest, StreamResize, Versions, Welcome,
+    Message, NodeInfo, NodeStatus, PullSecret, PullSecrets, Reject, RejectCode, StatusUpdate, StreamClose,
+    StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest, StreamResize, Versions, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
 
@@ -115,11 +115,13 @@ fn pod() -> impl Strategy<Value = Pod> {
         text().prop_map(|path| VolumeSource::HostPath { path }),
     ];
     let volume = (short(), source).prop_map(|(name, source)| Volume { name, source });
-    (uid(), short(), short(), any::<bool>(), policy, any::<u32>(), vec(container(), 0..3), vec(volume, 0..3)).prop_map(
-        |(uid, namespace, name, host_network, restart_policy, termination_grace_seconds, containers, volumes)| Pod {
+    let names = (short(), short(), vec(short(), 0..3));
+    (uid(), names, any::<bool>(), policy, any::<u32>(), vec(container(), 0..3), vec(volume, 0..3)).prop_map(
+        |(uid, names, host_network, restart_policy, termination_grace_seconds, containers, volumes)| Pod {
             uid,
-            namespace,
-            name,
+            namespace: names.0,
+            name: names.1,
+            image_pull_secrets: names.2,
             host_network,
             restart_policy,
             termination_grace_seconds,
@@ -127,6 +129,10 @@ fn pod() -> impl Strategy<Value = Pod> {
             volumes,
         },
     )
+}
+
+fn pull_secret() -> impl Strategy<Value = PullSecret> {
+    (short(), short(), text()).prop_map(|(namespace, name, config)| PullSecret { namespace, name, config })
 }
 
 fn termination() -> impl Strategy<Value = Termination> {
@@ -239,6 +245,7 @@ fn sync() -> impl Strategy<Value = Message> {
         pod().prop_map(Message::from),
         (any::<u64>(), digest()).prop_map(|(revision, digest)| ManifestEnd { revision, digest }.into()),
         held().prop_map(Message::from),
+        vec(pull_secret(), 0..3).prop_map(|secrets| PullSecrets { secrets }.into()),
         (any::<u64>(), held(), text()).prop_map(|(revision, held, message)| ManifestRefused {
             revision,
             held,
