@@ -27,6 +27,9 @@ use crate::peer::{Sender, Stream, StreamEvent};
 /// already is sent however long that takes.
 const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_millis(500);
 
+/// How long a process of exec may take to come to its program. A container can stop it there, and each would keep a thread.
+const EXEC_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Serves one stream to its end.
 pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest) {
     let end = match request {
@@ -219,6 +222,7 @@ fn start(
             console,
             preserve_fds: 0,
             keyring: None,
+            patience: Some(EXEC_PATIENCE),
         })
         .map_err(|error| io(&error))
     };

@@ -103,11 +103,8 @@ fn a_pod_pulls_with_its_secret_which_may_come_late_be_wrong_change_and_go() {
     let device = Device::start_with("private", &more);
     let mut pod = device.pod(2, "private", "sleep 1000");
     pod.image_pull_secrets = vec!["pull".try_into().unwrap()];
-    pod.containers[0].image = Image {
-        reference: format!("{address}/private/demo:1"),
-        digest: source.image,
-        source: ImageSource::Registry,
-    };
+    pod.containers[0].image =
+        Image { reference: format!("{address}/private/demo:1"), digest: source.image, source: ImageSource::Registry };
     device.controller.want(vec![pod.clone()]);
     says(&device, &pod, "pull secret \"pull\" has not come from the controller yet");
     device.controller.share(secrets(address, "hush-hush"));
@@ -117,7 +114,9 @@ fn a_pod_pulls_with_its_secret_which_may_come_late_be_wrong_change_and_go() {
     device.controller.share(secrets(address, "secret"));
     device.controller.wait("the pod runs", |told| told.pods.get(&pod.uid).is_some_and(runs));
     // Neither on the disk nor in the log: the password is nowhere, plain or in base64.
-    for password in ["hush-hush".to_owned(), BASE64_STANDARD.encode("user:hush-hush"), BASE64_STANDARD.encode("user:secret")] {
+    for password in
+        ["hush-hush".to_owned(), BASE64_STANDARD.encode("user:hush-hush"), BASE64_STANDARD.encode("user:secret")]
+    {
         assert!(!is_written(device.folder.path(), &password), "{password} was written");
     }
 }

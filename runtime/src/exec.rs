@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 /// All but pid, which counts only for children and is joined by the caller, and those that only some containers have.
 const NAMESPACES: i32 = libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
@@ -42,6 +43,9 @@ pub struct ExecRequest<'a> {
     pub preserve_fds: u32,
     /// As [`crate::Extras::keyring`]; the container's, to share it.
     pub keyring: Option<String>,
+    /// How long the process may take to come to its program; for ever if `None`. What runs in the container sees it there
+    /// already, and can stop it.
+    pub patience: Option<Duration>,
 }
 
 /// Starts a process in a running container: in all its namespaces, its cgroup and its root, under the same seccomp
@@ -128,6 +132,7 @@ pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan
     config::process("process.", request.process).map_err(PlanError::Rule)?;
     let mut plan = Plan::empty()?;
     plan.agent = Agent::of(request.spec, None)?;
+    plan.patience = request.patience;
     let Plan { steps, clone, held, channel, .. } = &mut plan;
     steps.extend([Step::ClearUmask, Step::Undumpable]);
     clone.sibling = request.reaper == Reaper::CallersParent;

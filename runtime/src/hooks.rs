@@ -183,6 +183,7 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
             console: None,
             preserve_fds: 0,
             keyring: None,
+            patience: None,
         };
         let mut plan = exec::compile(request, &target)?;
         plan.steps.pop();

@@ -13,6 +13,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// The standard streams that a process gets.
 #[derive(Debug)]
@@ -107,6 +108,12 @@ pub enum StartError {
     /// The container to enter has no process any more.
     #[error("the container has ended: there is nothing to enter")]
     Gone,
+    /// The process did not come to its program in time, and was killed.
+    #[error("the process did not come to its program within {patience:?}: the container stops or blocks it")]
+    Silent {
+        /// How long it was waited for.
+        patience: Duration,
+    },
     /// The container does not wait for its start: it runs, or is gone.
     #[error("no container waits at {}", path.display())]
     NotWaiting {
@@ -139,6 +146,8 @@ pub struct Plan {
     pub(crate) channel: Channel,
     pub(crate) hooks: Option<CreateHooks>,
     pub(crate) agent: Option<Agent>,
+    /// How long the child may be silent; for ever if `None`.
+    pub(crate) patience: Option<Duration>,
 }
 
 /// Moves a descriptor out of the way of the standard streams, which a child will give new meanings.
@@ -173,7 +182,8 @@ impl Plan {
     /// A plan without steps, for a child of the caller.
     pub(crate) fn empty() -> Result<Plan, StartError> {
         let clone = CloneRequest { namespaces: 0, sibling: false, cgroup: None };
-        Ok(Plan { steps: Vec::new(), clone, held: Vec::new(), channel: Channel::new()?, hooks: None, agent: None })
+        let channel = Channel::new()?;
+        Ok(Plan { steps: Vec::new(), clone, held: Vec::new(), channel, hooks: None, agent: None, patience: None })
     }
 
     /// Starts the process. Blocks until it runs its program, waits at its start socket, or has failed: about a
@@ -182,13 +192,14 @@ impl Plan {
     /// # Errors
     /// [`StartError`] names the step, its path and the kernel's reason. No process is left.
     pub fn start(self) -> Result<Started, StartError> {
-        let Plan { steps, clone, held, channel: Channel { caller, child }, hooks, agent } = self;
+        let Plan { steps, clone, held, channel: Channel { caller, child }, hooks, agent, patience } = self;
         let walk = || handshake::walk(&steps, caller.as_raw_fd(), child.as_raw_fd());
         let (pid, pidfd) = sys::clone_child(clone, walk).map_err(|errno| StartError::Clone(errno.into()))?;
         let mut started = Started { pid, pidfd };
         drop(child);
         drop(held);
-        let result = attend(&steps, &caller, (hooks.as_ref(), agent.as_ref()), &mut started, clone.sibling);
+        let helpers = (hooks.as_ref(), agent.as_ref());
+        let result = attend(&steps, &caller, patience, helpers, &mut started, clone.sibling);
         // A child that still waits for a word gives up.
         drop(caller);
         match result {
@@ -205,11 +216,15 @@ impl Plan {
 fn attend(
     steps: &[Step],
     channel: &OwnedFd,
+    patience: Option<Duration>,
     (hooks, agent): (Option<&CreateHooks>, Option<&Agent>),
     started: &mut Started,
     sibling: bool,
 ) -> Result<(), StartError> {
     loop {
+        if let Some(patience) = patience {
+            await_word(channel, patience)?;
+        }
         match handshake::receive(channel)? {
             Message::End => return Ok(()),
             Message::Born { pid, pidfd } => {
@@ -233,6 +248,21 @@ fn attend(
                 }
                 _ => return Err(StartError::Report),
             },
+        }
+    }
+}
+
+/// Waits until the child says something, or is gone.
+fn await_word(channel: &OwnedFd, patience: Duration) -> Result<(), StartError> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let failed = |source: io::Error| StartError::Caller { call: "poll", source };
+    let timeout = Timespec::try_from(patience).map_err(|error| failed(io::Error::other(error)))?;
+    loop {
+        match poll(&mut [PollFd::new(channel, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(error.into())),
+            Ok(0) => return Err(StartError::Silent { patience }),
+            Ok(_) => return Ok(()),
         }
     }
 }
@@ -284,9 +314,13 @@ pub struct StartRequest<'a> {
 /// Lets a created container run its program. Blocks until it does; hooks run before, inside the container.
 ///
 /// # Errors
-/// [`StartError::NotWaiting`] if it was started before or is gone. After any other error it is gone.
+/// [`StartError::NotWaiting`] if it was started before or is gone, and [`StartError::Plan`] if it has no process: then
+/// it waits on. After any other error it is gone.
 pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
     let StartRequest { socket, pid, target, spec, cgroup, hooks } = request;
+    if spec.process().is_none() {
+        return Err(StartError::Plan(crate::process::missing()));
+    }
     let agent = Agent::of(spec, Some(hooks))?;
     let channel = handshake::connect_to_waiting(socket)
         .map_err(|source| StartError::NotWaiting { path: socket.to_path_buf(), source })?;

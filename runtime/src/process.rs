@@ -12,6 +12,7 @@ use crate::seccomp;
 use crate::spec::DEFAULT_PATH;
 use crate::step::{Command, Step};
 use crate::sys::{self, StringList};
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -52,7 +53,26 @@ pub(crate) struct Ending {
     pub(crate) wait: Vec<Step>,
 }
 
-/// Steps from a closed-off process to its program. Everything before runs with the caller's rights.
+/// The process of a specification. "This property is REQUIRED when start is called" (config.md, "Process"), and not
+/// before: a container that waits may do so for a start that cannot come.
+pub(crate) fn or_nothing(spec: &oci::Spec, waits: bool) -> Result<Cow<'_, oci::Process>, PlanError> {
+    match spec.process() {
+        Some(process) => Ok(Cow::Borrowed(process)),
+        None if waits => {
+            let mut nothing = oci::Process::default();
+            nothing.set_args(None).set_capabilities(None).set_rlimits(None);
+            Ok(Cow::Owned(nothing))
+        }
+        None => Err(missing()),
+    }
+}
+
+/// What a start without a process is told.
+pub(crate) fn missing() -> PlanError {
+    PlanError::invalid("process", "nothing", "must be given before the container is started")
+}
+
+/// Steps from a closed-off process to its program, if it has one. Everything before runs with the caller's rights.
 pub(crate) fn finish(
     process: &oci::Process,
     linux: Option<&oci::Linux>,
@@ -76,12 +96,12 @@ pub(crate) fn finish(
     let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = seccomp.map(seccomp::compile).transpose()?.map(|filter| Step::Seccomp { filter });
     let no_new_privileges = process.no_new_privileges() == Some(true);
-    let command = Arc::new(command(process)?);
+    let command = process.args().as_ref().map(|arguments| command(process, arguments).map(Arc::new)).transpose()?;
     let mut filter = filter.into_iter();
     let mut wait = wait.into_iter().peekable();
     if wait.peek().is_some() {
         // Whoever waits would tell a missing program late, and to somebody else.
-        steps.push(Step::FindCommand { command: command.clone() });
+        steps.extend(command.clone().map(|command| Step::FindCommand { command }));
     }
     if !no_new_privileges {
         steps.extend(wait.by_ref());
@@ -97,7 +117,7 @@ pub(crate) fn finish(
         // As late as possible: the fewer system calls follow, the fewer must be allowed.
         steps.extend(filter);
     }
-    steps.push(Step::Execute { command });
+    steps.extend(command.map(|command| Step::Execute { command }));
     Ok(())
 }
 
@@ -148,9 +168,7 @@ fn credentials(process: &oci::Process, steps: &mut Vec<Step>) -> Result<(), Plan
 }
 
 /// Prepares the program with every place where it may be.
-fn command(process: &oci::Process) -> Result<Command, PlanError> {
-    let no_arguments = Vec::new();
-    let arguments = process.args().as_ref().unwrap_or(&no_arguments);
+fn command(process: &oci::Process, arguments: &[String]) -> Result<Command, PlanError> {
     let Some(name) = arguments.first().filter(|name| !name.is_empty()) else {
         return Err(PlanError::invalid("process.args", "nothing", "must begin with the program to run"));
     };

@@ -52,7 +52,10 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
     let console = Console::new(process.terminal() == Some(true), options.console_socket.as_deref(), options.detach)?;
     // Before the clone: no signal and no end of a child is lost.
     let signals = if options.detach { None } else { Some(Signals::catch()?) };
-    let cgroup = cgroup(&container, &options.cgroup)?;
+    let cgroup = match container.record.init {
+        Some(init) if options.cgroup.is_empty() => container.cgroup()?.beside(init.pid)?,
+        _ => cgroup(&container, &options.cgroup)?,
+    };
     let started = skeg_runtime::exec(ExecRequest {
         target: target.as_fd(),
         process: &process,
@@ -63,6 +66,7 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         console: console.end()?,
         preserve_fds: options.preserve_fds,
         keyring: container.record.keyring.clone(),
+        patience: None,
     })?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, started.pid)?;

@@ -267,6 +267,8 @@ pub(crate) fn start(root: &Path, id: &str) -> anyhow::Result<()> {
     let notify = Notify::open(&locked)?;
     let started = Started { pid, pidfd };
     match let_run(&locked, &container.record, &spec, &started).and_then(|()| poststart(&spec, &container.record, pid)) {
+        // It waits on, and can only be deleted.
+        Err(error) if spec.process().is_none() => Err(error),
         Err(error) => {
             undo(locked, &container.record, &spec);
             Err(error)

@@ -91,7 +91,7 @@ impl Bundle {
     }
 
     /// Every folder of the cgroup in any hierarchy.
-    fn cgroups(&self) -> Vec<PathBuf> {
+    pub fn cgroups(&self) -> Vec<PathBuf> {
         let hierarchies = fs::read_dir(CGROUPS).unwrap().map(|entry| entry.unwrap().path());
         let folders = hierarchies.chain([PathBuf::from(CGROUPS)]).map(|hierarchy| hierarchy.join(&self.cgroup));
         folders.filter(|folder| folder.exists()).collect()

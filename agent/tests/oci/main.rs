@@ -207,6 +207,51 @@ fn a_container_without_a_record_is_listed() {
     bundle.nothing_is_left();
 }
 
+/// As systemd does it in its container.
+#[test]
+fn exec_works_in_a_container_that_has_divided_its_cgroup() {
+    needs_root!();
+    let bundle = Bundle::new("divided", &["sleep", "1000"]);
+    bundle.works(&["run", "-d", "one"]);
+    let read = |folder: &std::path::Path, file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+    let folders = bundle.cgroups();
+    let divisible = folders.iter().find(|folder| !read(folder, "cgroup.controllers").trim().is_empty());
+    if let Some(folder) = divisible {
+        let inner = folder.join("inner");
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("cgroup.procs"), bundle.state("one")["pid"].to_string()).unwrap();
+        let controllers = read(folder, "cgroup.controllers");
+        fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controllers.split(' ').next().unwrap().trim()))
+            .unwrap();
+        let told = bundle.works(&["exec", "one", "cat", "/proc/self/cgroup"]);
+        assert!(told.lines().any(|line| line.starts_with("0::") && line.ends_with("/inner")), "{told}");
+    } else {
+        println!("skipped: version 2 of cgroups has no controller here");
+    }
+    bundle.works(&["delete", "--force", "one"]);
+    bundle.nothing_is_left();
+}
+
+/// "process … is REQUIRED when start is called" (config.md, "Process").
+#[test]
+fn a_container_without_a_process_is_created_and_never_started() {
+    needs_root!();
+    let bundle = Bundle::new("nothing", &[]);
+    bundle.change(|config| drop(config.as_object_mut().unwrap().remove("process")));
+    bundle.works(&["create", "one"]);
+    assert_eq!(bundle.state("one")["status"], "created");
+    let refused = bundle.oci(&["start", "one"]);
+    assert!(
+        !refused.status.success() && err(&refused).contains("process: \"nothing\" must be given"),
+        "{}",
+        err(&refused)
+    );
+    assert_eq!(bundle.state("one")["status"], "created");
+    bundle.works(&["delete", "--force", "one"]);
+    assert!(err(&bundle.oci(&["run", "one"])).contains("process"));
+    bundle.nothing_is_left();
+}
+
 #[test]
 fn an_id_is_taken_once() {
     needs_root!();

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 impl Cgroup {
@@ -24,6 +24,28 @@ impl Cgroup {
             collect(&folder.path, &mut processes)?;
         }
         Ok(processes.into_iter().collect())
+    }
+
+    /// The cgroup for one more process: on version 2, one whose processes have moved below and that has handed its
+    /// controllers down can hold none itself (cgroup-v2.rst, "No Internal Process Constraint"), and one that they have
+    /// left may be gone. Then it is where `pid` is now.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] if that cannot be read.
+    pub fn beside(mut self, pid: i32) -> Result<Cgroup, CgroupError> {
+        let Some(folder) = self.folders.iter_mut().find(|folder| folder.hierarchy.version == Version::Two) else {
+            return Ok(self);
+        };
+        let handed_down = folder.read_if_there("cgroup.subtree_control")?;
+        if handed_down.is_none_or(|controllers| !controllers.trim().is_empty()) {
+            let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
+            let table = fs::read_to_string(&path);
+            let table = table.map_err(|source| CgroupError::File { action: "read", path, source })?;
+            if let Some(below) = table.lines().find_map(|line| line.strip_prefix("0::/")) {
+                folder.path = folder.hierarchy.mount.join(below);
+            }
+        }
+        Ok(self)
     }
 
     /// Sends a signal to every process in it. Those that are born meanwhile may miss it.

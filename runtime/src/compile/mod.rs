@@ -149,9 +149,7 @@ impl Plan {
     pub(crate) fn compile_on(request: Request<'_>, host: Option<HostCgroups>) -> Result<Plan, PlanError> {
         let Request { spec, root, cgroup, network, user, stdio, reaper, extras } = request;
         config::check(spec)?;
-        let Some(process) = spec.process() else {
-            return Err(PlanError::invalid("process", "nothing", "must be given"));
-        };
+        let process = &process::or_nothing(spec, extras.start_socket.is_some())?;
         unsupported(spec)?;
         let channel = Channel::new().map_err(|error| PlanError::Descriptor(Box::new(error)))?;
         let mut compiler = Compiler {
@@ -215,7 +213,7 @@ impl Plan {
         process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);
-        Ok(Plan { steps, clone, held, channel, hooks, agent })
+        Ok(Plan { steps, clone, held, channel, hooks, agent, patience: None })
     }
 }
 

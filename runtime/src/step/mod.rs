@@ -174,6 +174,9 @@ pub(crate) enum Step {
     /// A step that always fails; tests put it anywhere to see what is left behind.
     #[cfg(test)]
     Fail,
+    /// What a neighbour in the pid namespace can do to the child at any step.
+    #[cfg(test)]
+    Stop,
 }
 
 impl Step {
@@ -235,6 +238,12 @@ impl Step {
             Step::Execute { command } => Err(command.execute()),
             #[cfg(test)]
             Step::Fail => Err(Errno(libc::EDOTDOT)),
+            #[cfg(test)]
+            Step::Stop => {
+                let itself = rustix::process::getpid();
+                rustix::process::kill_process(itself, rustix::process::Signal::STOP)
+                    .map_err(|errno| Errno(errno.raw_os_error()))
+            }
         }
     }
 }
@@ -457,6 +466,8 @@ impl fmt::Display for Step {
             Step::Execute { command } => write!(out, "execute {command}"),
             #[cfg(test)]
             Step::Fail => write!(out, "fail"),
+            #[cfg(test)]
+            Step::Stop => write!(out, "stop"),
         }
     }
 }

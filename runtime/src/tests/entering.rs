@@ -30,6 +30,7 @@ pub(super) fn enter(
         console: None,
         preserve_fds: 0,
         keyring: None,
+        patience: None,
     })?;
     let mut output = String::new();
     File::from(read).read_to_string(&mut output).unwrap();
@@ -181,6 +182,37 @@ fn a_missing_command_or_folder_is_named() {
     assert!(error.to_string().ends_with("enter working folder /no/such/folder"), "{error}");
 }
 
+/// Root in a container sees whoever enters it, and can stop it before it runs its program.
+#[test]
+fn an_exec_that_the_container_stops_is_given_up() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits::default());
+    let (spec, target) = sleeper(&ground);
+    let null = || File::open("/dev/null").unwrap().into();
+    let patience = std::time::Duration::from_millis(100);
+    let wanted = shell("true");
+    let request = ExecRequest {
+        target: target.pidfd.as_fd(),
+        process: wanted.process().as_ref().unwrap(),
+        spec: &spec,
+        cgroup: ground.cgroup.as_ref(),
+        stdio: Stdio { stdin: null(), stdout: null(), stderr: null() },
+        reaper: Reaper::Caller,
+        console: None,
+        preserve_fds: 0,
+        keyring: None,
+        patience: Some(patience),
+    };
+    let held = crate::exec::duplicate(target.pidfd.as_fd()).unwrap();
+    let mut plan = crate::exec::compile(request, &held).unwrap();
+    plan.steps.insert(plan.steps.len() - 1, crate::step::Step::Stop);
+    let error = crate::exec::start_inside(plan, &held, None).unwrap_err();
+    assert!(matches!(error, StartError::Silent { patience: told } if told == patience), "{error}");
+    assert_eq!(ground.cgroup.as_ref().unwrap().processes().unwrap(), [target.pid]);
+}
+
 #[test]
 fn a_terminal_is_one_of_the_container_s() {
     if cannot_run() {
@@ -209,6 +241,7 @@ fn a_terminal_is_one_of_the_container_s() {
         console: Some(console),
         preserve_fds: 0,
         keyring: None,
+        patience: None,
     };
     let started = exec(request).unwrap();
     let master = receive_terminal(&receiver).unwrap();
