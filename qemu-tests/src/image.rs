@@ -24,11 +24,16 @@ pub struct Image {
 impl Image {
     /// Puts each busybox into an image of its own, with all applets, and lists the images in an index.
     pub fn busybox(programs: &BTreeMap<Architecture, PathBuf>) -> Result<Image> {
+        Image::with_layers(programs, &[])
+    }
+
+    /// As [`Image::busybox`], with one more layer for each folder, whose content lands in the root.
+    pub fn with_layers(programs: &BTreeMap<Architecture, PathBuf>, folders: &[PathBuf]) -> Result<Image> {
         let image = Image { folder: tempfile::tempdir()? };
         let layout = image.layout();
         succeed(Command::new("umoci").args(["init", "--layout"]).arg(&layout))?;
         for (architecture, program) in programs {
-            image.add(*architecture, program)?;
+            image.add(*architecture, program, folders)?;
         }
         let listed = fs::read(layout.join("index.json"))?;
         let mut listed: Value = serde_json::from_slice(&listed).context("umoci wrote no JSON")?;
@@ -46,6 +51,12 @@ impl Image {
         Ok(image)
     }
 
+    /// Returns the digest of the index that lists all architectures.
+    pub fn digest(&self) -> Result<String> {
+        let index: Value = serde_json::from_slice(&fs::read(self.layout().join("index.json"))?)?;
+        Ok(index["manifests"][0]["digest"].as_str().context("the layout lists no image")?.to_owned())
+    }
+
     /// Returns the layout's name for skopeo.
     pub fn reference(&self) -> String {
         format!("oci:{}:latest", self.layout().display())
@@ -56,7 +67,7 @@ impl Image {
     }
 
     /// Adds the image of one architecture, tagged with its name.
-    fn add(&self, architecture: Architecture, program: &Path) -> Result<()> {
+    fn add(&self, architecture: Architecture, program: &Path, folders: &[PathBuf]) -> Result<()> {
         let root = tempfile::tempdir()?;
         let bin = root.path().join("bin");
         fs::create_dir(&bin)?;
@@ -68,7 +79,9 @@ impl Image {
         }
         let tagged = format!("{}:{}", self.layout().display(), architecture.debian_name());
         succeed(Command::new("umoci").args(["new", "--image", &tagged]))?;
-        succeed(Command::new("umoci").args(["insert", "--image", &tagged]).arg(root.path()).arg("/"))?;
+        for folder in std::iter::once(root.path()).chain(folders.iter().map(PathBuf::as_path)) {
+            succeed(Command::new("umoci").args(["insert", "--image", &tagged]).arg(folder).arg("/"))?;
+        }
         let name = architecture.debian_name();
         succeed(Command::new("umoci").args(["config", "--image", &tagged, "--architecture", name]))?;
         Ok(())

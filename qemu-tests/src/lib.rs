@@ -9,6 +9,7 @@ pub mod controller;
 pub mod debian;
 pub mod image;
 pub mod machine;
+pub mod volatile;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

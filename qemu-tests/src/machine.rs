@@ -33,8 +33,8 @@ pub struct Hardware<'a> {
     pub kernel: &'a Path,
     /// Initramfs, made with [`with_back_door`].
     pub initramfs: &'a Path,
-    /// Raw image of the disk that keeps the state.
-    pub disk: &'a Path,
+    /// The disk that keeps the state, as QEMU names it: the path of a raw image, or where one is served.
+    pub disk: &'a str,
     /// Whether there is a network card. Its network holds this machine's loopback at 10.0.2.2.
     pub network: bool,
     /// What the clock shows at the start (`-rtc base=`): `utc` or a date.
@@ -169,6 +169,11 @@ impl Machine {
     /// Returns the end of what the console showed, for a failure's message.
     pub fn tail(&self) -> String {
         self.console.tail()
+    }
+
+    /// Counts the lines of the console that hold `word`.
+    pub fn count_on_console(&self, word: &str) -> usize {
+        self.console.lines().iter().filter(|line| line.contains(word)).count()
     }
 
     /// Waits until a line of the console holds `word`; returns that line.
@@ -338,7 +343,7 @@ fn command(board: &Board, hardware: &Hardware<'_>) -> Command {
         Architecture::X86_64 => command.args(["-serial", "chardev:back-door"]),
         Architecture::Aarch64 => command.args(["-device", "pci-serial,chardev=back-door"]),
     };
-    command.arg("-drive").arg(format!("if=none,id=state,format=raw,file={}", hardware.disk.display()));
+    command.arg("-drive").arg(format!("if=none,id=state,format=raw,file={}", hardware.disk));
     command.args(["-device", "virtio-blk-pci,drive=state"]);
     if hardware.network {
         // No boot ROM: nobody boots from the network.

@@ -1,6 +1,7 @@
 //! Both architectures from power-on: `skegd` as the first process of a Debian kernel, with a controller on this
 //! machine. Two boots a board, and much in each, for a boot is what takes long. The boards run side by side.
 
+mod power;
 mod site;
 
 use std::net::Ipv4Addr;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use skeg_disk::board::{Architecture, Board};
@@ -46,22 +47,41 @@ impl Site {
         let mut archive = Initramfs::appliance(&board, &kernel, &device, skegd, Some(token.trim()))?;
         with_back_door(&mut archive, &board, fs::read(&debian.busybox)?)?;
         fs::write(folder.path().join("initramfs"), archive.finish()?)?;
-        make_disk(&folder.path().join("disk"), DISK)?;
-        Ok(Site { board, kernel, controller, folder })
+        let site = Site { board, kernel, controller, folder };
+        make_disk(&site.disk(), DISK)?;
+        Ok(site)
+    }
+
+    /// Path of the image of the board's disk.
+    pub fn disk(&self) -> PathBuf {
+        self.path("disk")
+    }
+
+    /// Path of something in the site's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Switches the board on. The same disk is in it every time.
     pub fn switch_on(&self, network: bool, clock: &str) -> Result<Machine> {
-        let hardware = Hardware {
-            kernel: self.kernel.image(),
-            initramfs: &self.folder.path().join("initramfs"),
-            disk: &self.folder.path().join("disk"),
-            network,
-            clock,
-        };
+        self.switch_on_with(&self.disk().to_string_lossy(), network, clock)
+    }
+
+    /// Switches the board on with a disk that QEMU knows as `disk`.
+    pub fn switch_on_with(&self, disk: &str, network: bool, clock: &str) -> Result<Machine> {
+        let hardware =
+            Hardware { kernel: self.kernel.image(), initramfs: &self.path("initramfs"), disk, network, clock };
         let mut machine = Machine::start(&self.board, &hardware, self.folder.path())?;
         machine.wait_for_back_door().with_context(|| self.evidence("switched on", &machine))?;
         Ok(machine)
+    }
+
+    /// Pushes busybox for this board only, with one more layer for each folder; returns the image's digest.
+    pub fn push_with_layers(&self, name: &str, folders: &[PathBuf]) -> Result<String> {
+        let programs = BTreeMap::from([(self.board.architecture, debian::fetch(&self.board)?.busybox)]);
+        let image = Image::with_layers(&programs, folders)?;
+        self.controller.push(&image.reference(), name)?;
+        image.digest()
     }
 
     /// What a failure has to show: the end of the board's console and what the controller logged.
@@ -86,8 +106,7 @@ impl Site {
 
     /// Checks the file system of a board that is off; its journal is replayed first.
     pub fn check_disk(&self) -> Result<()> {
-        let disk = self.folder.path().join("disk");
-        let output = std::process::Command::new("e2fsck").arg("-fp").arg(&disk).output()?;
+        let output = std::process::Command::new("e2fsck").arg("-fp").arg(self.disk()).output()?;
         // 1 says that something was mended, which is what replaying a journal counts as.
         let whole = matches!(output.status.code(), Some(0 | 1));
         anyhow::ensure!(whole, "e2fsck: {}\n{}", output.status, String::from_utf8_lossy(&output.stdout));

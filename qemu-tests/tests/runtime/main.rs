@@ -50,8 +50,13 @@ fn run(board: &str) -> Result<()> {
     let (initramfs, disk) = (folder.path().join("initramfs"), folder.path().join("disk"));
     fs::write(&initramfs, system(&board, &kernel, &debian.busybox)?)?;
     make_disk(&disk, DISK)?;
-    let hardware =
-        Hardware { kernel: kernel.image(), initramfs: &initramfs, disk: &disk, network: false, clock: "utc" };
+    let hardware = Hardware {
+        kernel: kernel.image(),
+        initramfs: &initramfs,
+        disk: &disk.to_string_lossy(),
+        network: false,
+        clock: "utc",
+    };
     let mut machine = Machine::start(&board, &hardware, folder.path())?;
     let done = run_tests(&mut machine);
     done.with_context(|| format!("---- console\n{}\n---- failure", machine.tail()))?;
