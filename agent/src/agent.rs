@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use skeg_protocol::message::{LocalPod, NodeStatus, StreamRequest};
+use skeg_protocol::message::{LocalPod, NodeStatus, PullSecrets, StreamRequest};
 use skeg_protocol::{Label, Manifest, PodStatus, Uid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -132,6 +132,13 @@ impl Agent {
             link: self.link.borrow().clone(),
             pods: pods.collect(),
         }
+    }
+
+    /// Takes the secrets for its pods' pulls; whoever waits for an image tries at once.
+    pub fn learn(&self, secrets: PullSecrets) {
+        self.host.images.registries.learn(secrets);
+        // Without the loop the agent is ending.
+        self.host.events.send(Event::NewImages).ok();
     }
 
     /// Serves a stream in a task of its own.

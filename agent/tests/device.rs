@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
 
+#[allow(dead_code, reason = "what the tests of devices share")]
 mod support;
 
 use std::fs;

@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn a_revision_grows_only_with_its_content() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Database::open(&folder.path().join("store.redb")).unwrap();
+        let store = Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap();
         let (one, new) = store.advance_manifest("n", vec![pod(1, "a")], 0).unwrap();
         assert_eq!((one.manifest.revision, new), (1, true));
         let (same, new) = store.advance_manifest("n", vec![pod(1, "a")], 0).unwrap();

@@ -52,26 +52,23 @@ pub(crate) struct Upstream {
 /// Largest file of logins in bytes.
 const MAX_LOGINS: u64 = 1 << 20;
 
-/// The registry that a reference names, with each login that is for it.
+/// The registry that a reference names, with each login that is for it: of equally fitting ones, those of secrets come
+/// before those of the file.
 ///
 /// # Errors
 /// The host is none, or the file of logins cannot be read.
-pub(crate) fn sources(reference: &Reference, upstream: &Upstream) -> Result<Sources, String> {
-    let logins = match &upstream.docker_config {
-        None => Vec::new(),
-        Some(path) => {
-            let mut bytes = Vec::new();
-            let read = std::fs::File::open(path).and_then(|file| file.take(MAX_LOGINS).read_to_end(&mut bytes));
-            read.map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-            let logins = Logins::parse(&bytes).map_err(|error| format!("{}: {}", path.display(), chain(&error)))?;
-            logins.matching(reference)
-        }
-    };
+pub(crate) fn sources(reference: &Reference, upstream: &Upstream, mut logins: Logins) -> Result<Sources, String> {
+    if let Some(path) = &upstream.docker_config {
+        let mut bytes = Vec::new();
+        let read = std::fs::File::open(path).and_then(|file| file.take(MAX_LOGINS).read_to_end(&mut bytes));
+        read.map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        logins.extend(Logins::parse(&bytes).map_err(|error| format!("{}: {}", path.display(), chain(&error)))?);
+    }
     let host = reference.registry();
     let plain = upstream.plain_http.iter().any(|plain| plain == host);
     let endpoint = Endpoint::for_registry(host, plain).map_err(|error| chain(&error))?;
     let source = |login| (Client::with_login(endpoint.clone(), login), reference.repository().to_owned());
-    let mut logins = logins.into_iter().map(Some);
+    let mut logins = logins.matching(reference).into_iter().map(Some);
     Ok(Sources::new(source(logins.next().flatten()), logins.map(source)))
 }
 
@@ -86,11 +83,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Asks the registry that a reference names.
+/// Asks the registry that a reference names, with these logins beside the configured ones.
 ///
 /// # Errors
 /// Why the reference means nothing, for people.
-pub(crate) async fn remote(reference: &str, upstream: &Upstream) -> Result<Image, String> {
+pub(crate) async fn remote(reference: &str, upstream: &Upstream, logins: Logins) -> Result<Image, String> {
     let known = |digest: skeg_images::Digest| Image {
         reference: reference.to_owned(),
         digest: Digest(digest.0),
@@ -101,7 +98,7 @@ pub(crate) async fn remote(reference: &str, upstream: &Upstream) -> Result<Image
         return Ok(known(*digest));
     }
     let failed = |message: String| format!("{reference:?} is not in the controller's registry, and {message}");
-    let sources = sources(&parsed, upstream).map_err(failed)?;
+    let sources = sources(&parsed, upstream, logins).map_err(failed)?;
     let resolved = sources.resolve(parsed.tag().unwrap_or("latest")).await;
     resolved.map(known).map_err(|error| failed(chain(&error)))
 }
@@ -124,8 +121,20 @@ pub(crate) enum Standing {
     },
 }
 
-/// Answers by (pod uid, reference). Those for all pods that do not want their own have no uid: a fleet runs one
-/// content, whenever its pods were made (docs/decisions/0007-tags.md).
+/// The asker of all pods that use the same pull secrets: nothing for those without, else namespace and names.
+pub(crate) fn shared_asker<'a>(namespace: &str, secrets: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = secrets.collect();
+    if names.is_empty() { String::new() } else { format!("{namespace}/{}", names.join(",")) }
+}
+
+/// Whether an asker is not one pod.
+fn is_shared(asker: &str) -> bool {
+    asker.is_empty() || asker.contains('/')
+}
+
+/// Answers by (asker, reference). The asker is a pod's uid where a pod wants its own answer; else it is the pull secrets
+/// that were used, as [`shared_asker`] writes them: a fleet runs one content, whenever its pods were made
+/// (docs/decisions/0007-tags.md), and who has other secrets may be told something else.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     known: HashMap<(String, String), (Standing, u32)>,
@@ -166,9 +175,9 @@ impl Answers {
 
     /// Forgets what no pod needs any more, by uids and references of those that there are.
     pub(crate) fn retain(&mut self, uids: &HashSet<String>, references: &HashSet<String>) {
-        self.known.retain(|(uid, reference), _| match uid.as_str() {
-            "" => references.contains(reference),
-            uid => uids.contains(uid),
+        self.known.retain(|(asker, reference), _| match is_shared(asker) {
+            true => references.contains(reference),
+            false => uids.contains(asker),
         });
     }
 
@@ -194,7 +203,7 @@ mod tests {
     #[test]
     fn the_own_registry_is_asked_by_name_and_library_name() {
         let folder = tempfile::tempdir().unwrap();
-        let database = Database::open(&folder.path().join("store.redb")).unwrap();
+        let database = Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap();
         database.add_content("library/nginx", &[3; 32], "application/json", Some("1")).unwrap();
         let image = own(&database, "nginx:1").unwrap().unwrap();
         assert_eq!(image.source, ImageSource::Controller("library/nginx".to_owned()));
@@ -217,6 +226,11 @@ mod tests {
         assert!(answers.standing("", "x", now).is_some() && answers.standing("u", "x", now).is_none());
         answers.retain(&set("other"), &set("y"));
         assert!(answers.standing("", "x", now).is_none());
+        let asker = shared_asker("default", ["a", "b"].into_iter());
+        assert_eq!((asker.as_str(), shared_asker("default", [].into_iter()).as_str()), ("default/a,b", ""));
+        answers.answered(&asker, "x", Err("denied".to_owned()), now);
+        answers.retain(&set("other"), &set("x"));
+        assert!(answers.standing(&asker, "x", now).is_some() && answers.standing("", "x", now).is_none());
     }
 
     #[test]

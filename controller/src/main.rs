@@ -15,6 +15,7 @@ mod images;
 mod link;
 mod manager;
 mod pods;
+mod pull_secrets;
 mod registry;
 mod schedule;
 mod secret;

@@ -14,9 +14,10 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::app::App;
 use crate::compile::assemble;
-use crate::images::{self, Answers, Standing};
+use crate::images::{self, Answers, Standing, shared_asker};
 use crate::link::Command;
-use crate::pods::{conditions, convert, failed_images, image_references, unschedulable};
+use crate::pods::{conditions, convert, failed_images, image_references, pull_secret_names, unschedulable};
+use crate::pull_secrets;
 use crate::schedule::{Load, choose};
 use crate::store::{Action, Change, Expired, Key, Store, StoreError, Watch, update};
 use crate::time;
@@ -45,12 +46,15 @@ pub(crate) enum Nudge {
 /// Runs until the controller stops.
 pub(crate) async fn run(app: Arc<App>, mut nudges: mpsc::UnboundedReceiver<Nudge>) {
     let Ok(mut watch) = app.store.watch(None) else { return };
-    let mut manager = Manager { app, answers: Answers::default(), asking: Arc::new(Semaphore::new(ASKING)) };
+    let asking = Arc::new(Semaphore::new(ASKING));
+    let mut manager = Manager { app, answers: Answers::default(), asking, secrets_changed: false };
     if let Err(error) = manager.remember() {
         log::error!("cannot read what the nodes' images are: {error}");
     }
     loop {
-        if let Err(error) = manager.look() {
+        let looked = manager.look();
+        manager.secrets_changed = false;
+        if let Err(error) = looked {
             // The next change tries again; a failing disk is for the operator to mend.
             log::error!("cannot bring the nodes' manifests up to date: {error}");
         }
@@ -65,13 +69,15 @@ struct Manager {
     app: Arc<App>,
     answers: Answers,
     asking: Arc<Semaphore>,
+    /// Whether a Secret may have changed since the last look.
+    secrets_changed: bool,
 }
 
 /// Whether a change may lead to another manifest or binding.
 fn matters(change: &Change) -> bool {
     match change.key.kind.as_str() {
         "Pod" => change.beyond_status || change.action != Action::Modified,
-        "Node" => true,
+        "Node" | pull_secrets::KIND => true,
         _ => false,
     }
 }
@@ -91,9 +97,12 @@ impl Manager {
         for node in self.app.store.list("Node", None)?.items {
             let manifest =
                 self.app.store.newest_manifest(node["metadata"]["name"].as_str().unwrap_or_default())?.manifest;
-            for container in manifest.pods.into_iter().flat_map(|pod| pod.containers) {
-                let reference = container.image.reference.clone();
-                self.answers.answered("", &reference, Ok(container.image), Instant::now());
+            for pod in manifest.pods {
+                let asker = shared_asker(&pod.namespace, pod.image_pull_secrets.iter().map(|name| name.as_str()));
+                for container in pod.containers {
+                    let reference = container.image.reference.clone();
+                    self.answers.answered(&asker, &reference, Ok(container.image), Instant::now());
+                }
             }
         }
         Ok(())
@@ -111,10 +120,8 @@ impl Manager {
             };
             tokio::select! {
                 change = watch.next() => match change {
-                    Ok(Some(change)) if matters(&change) => return Some(()),
-                    Ok(Some(_)) => {}
                     Ok(None) => return None,
-                    Err(Expired) => return Some(()),
+                    change => if self.note_change(&change) { return Some(()) },
                 },
                 nudge = nudges.recv() => {
                     self.note(nudge?);
@@ -124,6 +131,20 @@ impl Manager {
                 () = self.app.stopped() => return None,
             }
         }
+    }
+
+    /// Notes a change, or that changes were missed; says whether it matters.
+    fn note_change(&mut self, change: &Result<Option<Arc<Change>>, Expired>) -> bool {
+        let (matters, secret) = match change {
+            Ok(Some(change)) => (matters(change), change.key.kind == pull_secrets::KIND),
+            Ok(None) => (false, false),
+            Err(Expired) => (true, true),
+        };
+        if secret {
+            self.secrets_changed = true;
+            self.answers.forget_failures();
+        }
+        matters
     }
 
     fn note(&mut self, nudge: Nudge) {
@@ -139,7 +160,9 @@ impl Manager {
     /// Takes everything that has happened by now, so that one look covers it: a fleet that comes back at once must
     /// not cost a look at everything for each of its devices.
     fn catch_up(&mut self, watch: &mut Watch, nudges: &mut mpsc::UnboundedReceiver<Nudge>) {
-        while let Some(Ok(Some(_)) | Err(Expired)) = watch.next().now_or_never() {}
+        while let Some(change @ (Ok(Some(_)) | Err(Expired))) = watch.next().now_or_never() {
+            self.note_change(&change);
+        }
         while let Ok(nudge) = nudges.try_recv() {
             self.note(nudge);
         }
@@ -227,7 +250,8 @@ impl Manager {
         let (wanted, refused) = assemble(wanted);
         self.refuse(pods, &refused)?;
         let (_, new) = self.app.store.advance_manifest(node, wanted, 0)?;
-        if new || leaving {
+        let named = pods.iter().any(|pod| pull_secret_names(pod).next().is_some());
+        if new || leaving || (self.secrets_changed && named) {
             self.app.hub.send(node, Command::Manifest);
         }
         Ok(())
@@ -252,7 +276,7 @@ impl Manager {
             let before = prior.and_then(|pod| pod.containers.get(index)).map(|container| &container.image);
             match before.filter(|image| image.reference == *reference) {
                 Some(image) => images.push(image.clone()),
-                None => match self.resolve(asker(pod, index, uid), reference)? {
+                None => match self.resolve(pod, &asker(pod, index, uid), reference)? {
                     Ok(Some(image)) => images.push(image),
                     Ok(None) => {}
                     Err((reason, message)) => {
@@ -283,6 +307,7 @@ impl Manager {
     #[allow(clippy::type_complexity, reason = "three outcomes, used in one place")]
     fn resolve(
         &mut self,
+        pod: &Value,
         uid: &str,
         reference: &str,
     ) -> Result<Result<Option<Image>, (&'static str, String)>, StoreError> {
@@ -299,22 +324,31 @@ impl Manager {
             self.answers.answered(uid, reference, Ok(image.clone()), Instant::now());
             return Ok(Ok(Some(image)));
         }
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+        let (logins, missing) = pull_secrets::logins(&self.app.store, namespace, pull_secret_names(pod))?;
         self.answers.asking(uid, reference);
         let (app, asking) = (self.app.clone(), self.asking.clone());
         let (uid, reference) = (uid.to_owned(), reference.to_owned());
         tokio::spawn(async move {
             // The semaphore is never closed.
             let _permit = asking.acquire().await;
-            let answer = images::remote(&reference, &app.upstream).await;
+            let answer = images::remote(&reference, &app.upstream, logins).await;
+            // As on Kubernetes' nodes it is tried without; whoever has to mend it reads why that was not enough.
+            let told = |message| [vec![message], missing].concat().join("; ");
+            let answer = answer.map_err(told);
             app.nudge(Nudge::Answer { uid, reference, answer });
         });
         Ok(Ok(None))
     }
 }
 
-/// For whom a container's reference is asked for: for its pod alone where it is always asked for, else for all.
-fn asker<'a>(pod: &Value, container: usize, uid: &'a str) -> &'a str {
-    if pod["spec"]["containers"][container]["imagePullPolicy"] == "Always" { uid } else { "" }
+/// For whom a container's reference is asked for: for its pod alone where it is always asked for, else for all with
+/// the same pull secrets.
+fn asker(pod: &Value, container: usize, uid: &str) -> String {
+    if pod["spec"]["containers"][container]["imagePullPolicy"] == "Always" {
+        return uid.to_owned();
+    }
+    shared_asker(pod["metadata"]["namespace"].as_str().unwrap_or_default(), pull_secret_names(pod))
 }
 
 /// An image as a stand-in where only a pod's form is checked.

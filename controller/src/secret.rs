@@ -20,6 +20,13 @@ pub(crate) fn random_word(length: usize) -> Result<String> {
     Ok(word)
 }
 
+/// Makes a random key of 32 bytes.
+pub(crate) fn random_key() -> Result<Vec<u8>> {
+    let mut key = vec![0; 32];
+    SystemRandom::new().fill(&mut key).map_err(|_| anyhow!("the kernel gives no random bytes (getrandom failed)"))?;
+    Ok(key)
+}
+
 /// SHA-256.
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];

@@ -20,6 +20,10 @@ pub const MAX_PATH: usize = 4095;
 pub const MAX_TEXT: usize = 1024;
 /// Longest image reference in bytes (host 255 + repository 255 + tag 128 + digest, rounded up).
 pub const MAX_REFERENCE: usize = 1024;
+/// Most pull secrets that one pod names.
+pub const MAX_PULL_SECRETS: usize = 32;
+/// Longest text of one pull secret in bytes; all of a node's together fit into one frame.
+pub const MAX_PULL_SECRET: usize = 64 * 1024;
 /// Most streams open on one connection.
 pub const MAX_STREAMS: usize = 64;
 /// Bytes that a stream's sender may have under way before the receiver grants more.

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::id::{Digest, Label, Name, Uid, is_label, is_name};
-use crate::limits::{MAX_ARGS, MAX_CONTAINERS, MAX_ENV, MAX_PATH, MAX_PODS, MAX_PORTS, MAX_REFERENCE, MAX_VOLUMES};
+use crate::limits::{
+    MAX_ARGS, MAX_CONTAINERS, MAX_ENV, MAX_PATH, MAX_PODS, MAX_PORTS, MAX_PULL_SECRETS, MAX_REFERENCE, MAX_VOLUMES,
+};
 
 /// The desired state of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub struct Pod {
     pub containers: Vec<Container>,
     /// At most [`MAX_VOLUMES`], names unique.
     pub volumes: Vec<Volume>,
+    /// Names of the secrets for its pulls, in its namespace; at most [`MAX_PULL_SECRETS`]. What they hold comes apart
+    /// ([`crate::message::PullSecrets`]), so that a manifest can be kept anywhere and a new password is no new revision.
+    pub image_pull_secrets: Vec<Name>,
     /// Its users are the device's instead of its own; with the device's network they always are.
     pub host_users: bool,
 }
@@ -320,6 +325,11 @@ impl Pod {
         require_count(self.volumes.len(), MAX_VOLUMES, "spec.volumes")?;
         require_unique(self.containers.iter().map(|container| container.name.as_str()), "spec.containers")?;
         require_unique(self.volumes.iter().map(|volume| volume.name.as_str()), "spec.volumes")?;
+        require_count(self.image_pull_secrets.len(), MAX_PULL_SECRETS, "spec.imagePullSecrets")?;
+        for (index, name) in self.image_pull_secrets.iter().enumerate() {
+            let field = || format!("spec.imagePullSecrets[{index}].name");
+            require(is_name(name), field, || format!("{name:?} must be a DNS name"))?;
+        }
         for (index, volume) in self.volumes.iter().enumerate() {
             if let VolumeSource::HostPath { path } = &volume.source {
                 require_path(path, || format!("spec.volumes[{index}].hostPath.path"))?;
@@ -405,6 +415,7 @@ mod tests {
             termination_grace_seconds: 30,
             containers: vec![container],
             volumes: Vec::new(),
+            image_pull_secrets: Vec::new(),
             host_users: false,
         }
     }

@@ -1,6 +1,8 @@
 //! Every message of the wire and its kind number. A number, once released, means the same for ever; a message
 //! grows only at its end. The local socket of `skegd` speaks the same messages.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Digest, Label, Name, Uid};
@@ -328,6 +330,31 @@ pub struct LocalPod {
     pub status: PodStatus,
 }
 
+/// All secrets that the pods of a node name for their pulls and that exist; takes the place of those sent before. They
+/// are kept in memory only. Together they fit into one frame.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullSecrets {
+    /// Each namespace and name once.
+    pub secrets: Vec<PullSecret>,
+}
+
+/// A secret for pulls.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullSecret {
+    /// Kubernetes namespace.
+    pub namespace: Label,
+    /// Name.
+    pub name: Name,
+    /// Docker's `config.json`; at most [`crate::limits::MAX_PULL_SECRET`] bytes.
+    pub config: String,
+}
+
+impl fmt::Debug for PullSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PullSecret({}/{})", self.namespace, self.name)
+    }
+}
+
 /// A heartbeat: it says only that its sender lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat;
@@ -393,4 +420,5 @@ messages! {
     15 StreamClose: "Either way.",
     16 GetStatus: "Local command to agent.",
     17 NodeStatus: "Agent to local command.",
+    18 PullSecrets: "Controller to device.",
 }

@@ -1,8 +1,8 @@
 //! Images for containers: fetched from where the manifest says, by digest, and looked up without a network.
 
 use skeg_images::{Client, Digest, Endpoint, Platform, Progress, Reference, Sources, Store};
-use skeg_protocol::Pod;
 use skeg_protocol::manifest::{Image, ImageSource, PullPolicy};
+use skeg_protocol::{Container, Pod};
 use tokio::task::spawn_blocking;
 
 use super::chain;
@@ -30,18 +30,24 @@ pub struct Images {
 }
 
 impl Images {
-    /// Makes an image whole on this device; quick and without a network where it is already.
+    /// Makes the image of a pod's container whole on this device; quick and without a network where it is already.
     ///
     /// # Errors
     /// The image and everything that led to the failure, in one line.
-    pub async fn ensure(&self, image: &Image, policy: PullPolicy) -> Result<skeg_images::Image, ImageFailure> {
+    pub async fn ensure(&self, pod: &Pod, container: &Container) -> Result<skeg_images::Image, ImageFailure> {
+        let (image, policy) = (&container.image, container.pull_policy);
         let digest = Digest(image.digest.0);
         let found = self.look_up(digest).await.map_err(|error| {
             ImageFailure::Pull(format!("image {:?} ({digest}): {}", image.reference, chain(&error)))
         })?;
         match (found, policy) {
             (Some(found), _) => Ok(found),
-            (None, PullPolicy::IfNotPresent) => self.pull(image, &|_| {}).await.map_err(ImageFailure::Pull),
+            (None, PullPolicy::IfNotPresent) => {
+                let missing = self.registries.missing(pod);
+                // As on Kubernetes' nodes it is tried without; whoever has to mend it reads why that was not enough.
+                let told = |message| ImageFailure::Pull([vec![message], missing].concat().join("; "));
+                self.pull(image, Some(pod), &|_| {}).await.map_err(told)
+            }
             (None, PullPolicy::Never) => Err(ImageFailure::Never(format!(
                 "image {:?} ({digest}) is not on this device, and its pull policy is Never",
                 image.reference
@@ -49,18 +55,19 @@ impl Images {
         }
     }
 
-    /// Fetches an image and names it.
+    /// Fetches an image, for a pod with its secrets, and names it.
     ///
     /// # Errors
     /// The image and everything that led to the failure, in one line.
     pub async fn pull(
         &self,
         image: &Image,
+        pod: Option<&Pod>,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<skeg_images::Image, String> {
         let digest = Digest(image.digest.0);
         let named = |error: &dyn std::error::Error| format!("image {:?} ({digest}): {}", image.reference, chain(error));
-        let sources = self.sources(image).map_err(|error| format!("image {:?}: {error}", image.reference))?;
+        let sources = self.sources(image, pod).map_err(|error| format!("image {:?}: {error}", image.reference))?;
         let pulled = self.store.pull(&sources, &digest, &self.platform, progress).await;
         let pulled = pulled.map_err(|error| named(&error))?;
         if let Err(error) = self.store.name(&digest, &image.reference) {
@@ -82,7 +89,7 @@ impl Images {
             source: ImageSource::Registry,
         };
         if parsed.digest().is_none() {
-            let sources = self.registries.sources(&parsed)?;
+            let sources = self.registries.sources(&parsed, None)?;
             let digest = sources.resolve(parsed.tag().unwrap_or("latest")).await;
             image.digest.0 = digest.map_err(|error| format!("image {reference:?}: {}", chain(&error)))?.0;
         }
@@ -102,7 +109,7 @@ impl Images {
         work.await.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))
     }
 
-    fn sources(&self, image: &Image) -> Result<Sources, String> {
+    fn sources(&self, image: &Image, pod: Option<&Pod>) -> Result<Sources, String> {
         match &image.source {
             ImageSource::Controller(repository) => {
                 let endpoint =
@@ -111,7 +118,7 @@ impl Images {
             }
             ImageSource::Registry => {
                 let reference: Reference = image.reference.parse().map_err(|error| chain(&error))?;
-                let sources = self.registries.sources(&reference)?;
+                let sources = self.registries.sources(&reference, pod)?;
                 // The controller may reach what this device does not.
                 let through = self.controller.clone().map(|controller| {
                     (Client::new(controller), format!("{}/{}", reference.registry(), reference.repository()))

@@ -269,15 +269,14 @@ impl Worker {
     }
 
     fn pull(&self, name: &Label) {
-        let Some(container) = self.pod.containers.iter().find(|container| container.name == *name) else { return };
-        let (host, uid, name) = (Rc::clone(&self.host), self.pod.uid, name.clone());
-        let (image, policy) = (container.image.clone(), container.pull_policy);
+        let (host, pod, name) = (Rc::clone(&self.host), Arc::clone(&self.pod), name.clone());
         spawn_local(async move {
-            let event = match host.images.ensure(&image, policy).await {
+            let Some(container) = pod.containers.iter().find(|container| container.name == name) else { return };
+            let event = match host.images.ensure(&pod, container).await {
                 Ok(_) => ContainerEvent::ImageReady,
                 Err(failure) => ContainerEvent::ImageFailed(failure),
             };
-            host.send(uid, &name, event);
+            host.send(pod.uid, &name, event);
         });
     }
 

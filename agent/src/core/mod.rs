@@ -44,7 +44,7 @@ pub enum Event {
     },
     /// Nothing of a pod is left on the device.
     PodRemoved(Uid),
-    /// An image came to the device by another way than a pull for a pod.
+    /// An image came to the device by another way than a pull for a pod, or secrets for pulls came.
     NewImages,
     /// Time went on.
     Timer,

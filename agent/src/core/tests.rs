@@ -35,6 +35,7 @@ pub(crate) fn pod(number: u8, name: &str, containers: &[&str]) -> Pod {
             })
             .collect(),
         volumes: Vec::new(),
+        image_pull_secrets: Vec::new(),
         host_users: false,
     }
 }

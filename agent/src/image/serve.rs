@@ -99,7 +99,7 @@ async fn pull(images: &Images, reference: &str, lines: &Lines) -> Result<Value, 
             say(lines, format_args!("layers {layers_done} of {layers}, bytes {bytes_done} of {bytes}"));
         }
     };
-    images.pull(&image, &progress).await?;
+    images.pull(&image, None, &progress).await?;
     Ok(json!({"digest": image.digest.to_string(), "names": [image.reference]}))
 }
 

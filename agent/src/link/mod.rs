@@ -198,6 +198,7 @@ impl<'a> Session<'a> {
                 // The task lives as long as the session.
                 ends.send((std::mem::take(&mut *assembly.borrow_mut()), end)).ok();
             }
+            Message::PullSecrets(secrets) => self.agent.learn(secrets),
             Message::StreamOpen(open) => self.agent.serve_stream(peer.stream(open.id), open.request),
             other => log::warn!("the controller sent a message of kind {}, which has no use here", other.kind()),
         };

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Subje
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
-use skeg_protocol::message::{Hello, ManifestBegin, ManifestEnd, Welcome};
+use skeg_protocol::message::{Hello, ManifestBegin, ManifestEnd, PullSecrets, Welcome};
 use skeg_protocol::{Connection, Manifest, Message, PodStatus, Uid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -41,7 +41,7 @@ pub struct Controller {
     pub address: SocketAddr,
     pub token: String,
     told: Arc<(Mutex<Told>, Condvar)>,
-    wanted: watch::Sender<Manifest>,
+    wanted: watch::Sender<(Manifest, PullSecrets)>,
 }
 
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl Controller {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let told: Arc<(Mutex<Told>, Condvar)> = Arc::default();
-        let (wanted, follow) = watch::channel(Manifest::default());
+        let (wanted, follow) = watch::channel(Default::default());
         let shared = Arc::clone(&told);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -150,11 +150,16 @@ impl Controller {
     /// Wants these pods from now on; returns once the device holds them.
     pub fn want(&self, mut pods: Vec<skeg_protocol::Pod>) {
         pods.sort_by_key(|pod| pod.uid);
-        let revision = self.wanted.borrow().revision + 1;
+        let revision = self.wanted.borrow().0.revision + 1;
         let manifest = Manifest { revision, pods };
         manifest.validate().unwrap();
-        self.wanted.send(manifest).unwrap();
+        self.wanted.send_modify(|wanted| wanted.0 = manifest);
         self.wait("the manifest to be held", |told| told.held == revision);
+    }
+
+    /// Lets the device have these secrets from now on.
+    pub fn share(&self, secrets: PullSecrets) {
+        self.wanted.send_modify(|wanted| wanted.1 = secrets);
     }
 
     /// Waits until the device has told what `holds` looks for.
@@ -186,7 +191,12 @@ fn send_manifest(connection: &mut Connection, manifest: &Manifest) {
     connection.send(ManifestEnd { revision: manifest.revision, digest }).unwrap();
 }
 
-async fn link(mut tls: TlsStream<TcpStream>, told: &(Mutex<Told>, Condvar), mut wanted: watch::Receiver<Manifest>) {
+async fn link(
+    mut tls: TlsStream<TcpStream>,
+    told: &(Mutex<Told>, Condvar),
+    mut wanted: watch::Receiver<(Manifest, PullSecrets)>,
+) {
+    let mut shared = PullSecrets::default();
     let began = Instant::now();
     let mut connection = Connection::controller(Duration::ZERO);
     let mut buffer = vec![0; 64 * 1024];
@@ -204,7 +214,11 @@ async fn link(mut tls: TlsStream<TcpStream>, told: &(Mutex<Told>, Condvar), mut 
                 if changed.is_err() {
                     return;
                 }
-                let manifest = wanted.borrow_and_update().clone();
+                let (manifest, secrets) = wanted.borrow_and_update().clone();
+                if secrets != shared {
+                    connection.send(secrets.clone()).unwrap();
+                    shared = secrets;
+                }
                 let held = told.0.lock().unwrap().held;
                 if manifest.revision > held {
                     send_manifest(&mut connection, &manifest);

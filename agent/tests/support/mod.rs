@@ -38,13 +38,18 @@ pub struct Device {
 impl Device {
     /// Starts a device that is enrolled and holds nothing. `name` must be its own in this test program.
     pub fn start(name: &str) -> Device {
+        Device::start_with(name, "")
+    }
+
+    /// The same, with more in its configuration.
+    pub fn start_with(name: &str, more: &str) -> Device {
         let (image, served) = image::make();
         let controller = Controller::start(served);
         let folder = tempfile::Builder::new().prefix("skeg-agent-").tempdir().unwrap();
         let cgroup = format!("skeg-test-{name}-{}", std::process::id());
         let config = folder.path().join("skegd.toml");
         let text = format!(
-            "node_name = \"{name}\"\nstate_dir = {:?}\nrun_dir = {:?}\ncgroup = {cgroup:?}\n[controller]\naddress = \"{}\"\njoin_token = \"{}\"\n",
+            "node_name = \"{name}\"\nstate_dir = {:?}\nrun_dir = {:?}\ncgroup = {cgroup:?}\n[controller]\naddress = \"{}\"\njoin_token = \"{}\"\n{more}",
             folder.path().join("state"),
             folder.path().join("run"),
             controller.address,
@@ -147,6 +152,7 @@ impl Device {
                 ports: Vec::new(),
             }],
             volumes: Vec::new(),
+            image_pull_secrets: Vec::new(),
             host_users: false,
         }
     }

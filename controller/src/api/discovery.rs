@@ -18,10 +18,11 @@ pub(crate) struct Resource {
 }
 
 /// Every generic kind.
-pub(crate) const RESOURCES: [Resource; 3] = [
+pub(crate) const RESOURCES: [Resource; 4] = [
     Resource { kind: "Namespace", plural: "namespaces", singular: "namespace", short: &["ns"], namespaced: false },
     Resource { kind: "Node", plural: "nodes", singular: "node", short: &["no"], namespaced: false },
     Resource { kind: "Pod", plural: "pods", singular: "pod", short: &["po"], namespaced: true },
+    Resource { kind: "Secret", plural: "secrets", singular: "secret", short: &[], namespaced: true },
 ];
 
 /// The kind with this plural.

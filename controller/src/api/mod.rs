@@ -10,6 +10,7 @@ mod patch;
 mod pods;
 mod query;
 mod remote;
+mod secrets;
 mod table;
 mod tokens;
 mod watch;

@@ -12,7 +12,7 @@ use skeg_protocol::id::{is_label, is_name};
 
 use super::discovery::{Resource, resource};
 use super::query::{Query, Selector, flag};
-use super::{ApiError, logs, patch, pods, table, watch};
+use super::{ApiError, logs, patch, pods, secrets, table, watch};
 use crate::app::App;
 use crate::link;
 use crate::store::{Guard, Key, Store, revision_of};
@@ -198,6 +198,7 @@ fn create(
     (object["kind"], object["apiVersion"]) = (json!(kind), json!("v1"));
     match kind {
         "Pod" => pods::prepare(&mut object)?,
+        "Secret" => secrets::prepare(&mut object)?,
         _ => object["status"] = json!({"phase": "Active"}),
     }
     if query.dry_run.is_none() {
@@ -239,8 +240,13 @@ fn replace(app: &App, key: &Key, mut object: Value, query: &Query) -> Result<Val
     check_maps(&key.kind, &object)?;
     object["status"] = old["status"].clone();
     (object["kind"], object["apiVersion"]) = (old["kind"].clone(), old["apiVersion"].clone());
-    if key.kind == "Pod" {
-        pods::check_change(&old, &object)?;
+    match key.kind.as_str() {
+        "Pod" => pods::check_change(&old, &object)?,
+        "Secret" => {
+            secrets::prepare(&mut object)?;
+            secrets::check_change(&old, &object)?;
+        }
+        _ => {}
     }
     if query.dry_run.is_some() {
         return Ok(object);
@@ -263,6 +269,7 @@ fn delete(app: &App, key: &Key, query: &Query, headers: &HeaderMap, body: &Bytes
     let object = match key.kind.as_str() {
         "Pod" => pods::delete(app, key, &object, grace)?,
         "Node" => link::forget(app, &key.name)?,
+        "Secret" => app.store.remove(key)?,
         _ => delete_namespace(app, key)?,
     };
     Ok(answer(StatusCode::OK, &object, headers))
@@ -274,6 +281,9 @@ fn delete_namespace(app: &App, key: &Key) -> Result<Value, ApiError> {
     }
     if !app.store.list("Pod", Some(&key.name))?.items.is_empty() {
         return Err(ApiError::conflict(key, "the namespace still has pods: delete them first"));
+    }
+    for secret in app.store.list("Secret", Some(&key.name))?.items {
+        app.store.remove(&Key::new("Secret", &key.name, secret["metadata"]["name"].as_str().unwrap_or_default()))?;
     }
     Ok(app.store.remove(key)?)
 }

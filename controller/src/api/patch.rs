@@ -24,7 +24,7 @@ pub(super) enum Patched {
 /// Lists that strategic merge joins by a key, anywhere in a pod.
 fn merge_key(field: &str) -> Option<&'static str> {
     match field {
-        "containers" | "volumes" | "env" | "initContainers" => Some("name"),
+        "containers" | "volumes" | "env" | "initContainers" | "imagePullSecrets" => Some("name"),
         "ports" => Some("containerPort"),
         "volumeMounts" => Some("mountPath"),
         "conditions" => Some("type"),

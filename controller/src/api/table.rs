@@ -30,6 +30,7 @@ const NODES: Columns = &[
     ("Kernel-Version", 1),
     ("Container-Runtime", 1),
 ];
+const SECRETS: Columns = &[("Name", 0), ("Type", 0), ("Data", 0), ("Age", 0)];
 const OTHERS: Columns = &[("Name", 0), ("Status", 0), ("Age", 0)];
 
 /// The Table of some objects of a kind.
@@ -37,6 +38,7 @@ pub(crate) fn of(objects: &[Value], metadata: &Value, kind: Option<&str>) -> Val
     let (columns, cells): (Columns, fn(&Value) -> Vec<String>) = match kind {
         Some("Pod") => (PODS, pod_cells),
         Some("Node") => (NODES, node_cells),
+        Some("Secret") => (SECRETS, secret_cells),
         _ => (OTHERS, other_cells),
     };
     let definitions: Vec<Value> = columns
@@ -105,6 +107,15 @@ pub(crate) fn pod_reason(pod: &Value) -> String {
 
 fn or_none(value: &Value) -> String {
     value.as_str().filter(|text| !text.is_empty()).unwrap_or("<none>").to_owned()
+}
+
+fn secret_cells(secret: &Value) -> Vec<String> {
+    vec![
+        secret["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+        or_none(&secret["type"]),
+        secret["data"].as_object().map_or(0, serde_json::Map::len).to_string(),
+        time::age(&secret["metadata"]["creationTimestamp"], time::now()),
+    ]
 }
 
 /// The cells of a pod's row.

@@ -70,7 +70,7 @@ async fn apply(client: &Client, object: &Value, namespace: Option<&str>) -> Resu
             let body = ("application/strategic-merge-patch+json", object.to_string().into_bytes());
             client.send(Method::PATCH, &place, Some(body)).await?;
             let after = client.json(Method::GET, &place, None).await?;
-            let same = before["spec"] == after["spec"] && before["metadata"]["labels"] == after["metadata"]["labels"];
+            let same = ["/spec", "/data", "/metadata/labels"].iter().all(|at| before.pointer(at) == after.pointer(at));
             Ok(format!("{what} {}", if same { "unchanged" } else { "configured" }))
         }
         Err(error) => Err(error),

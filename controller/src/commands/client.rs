@@ -142,8 +142,10 @@ pub(crate) fn path(kind: &str, namespace: &str, name: &str) -> Result<String> {
     Ok(match kind.to_lowercase().as_str() {
         "pod" | "pods" | "po" if namespace.is_empty() => "/api/v1/pods".to_owned(),
         "pod" | "pods" | "po" => format!("/api/v1/namespaces/{namespace}/pods{slash}{name}"),
+        "secret" | "secrets" if namespace.is_empty() => "/api/v1/secrets".to_owned(),
+        "secret" | "secrets" => format!("/api/v1/namespaces/{namespace}/secrets{slash}{name}"),
         "node" | "nodes" | "no" => format!("/api/v1/nodes{slash}{name}"),
         "namespace" | "namespaces" | "ns" => format!("/api/v1/namespaces{slash}{name}"),
-        other => bail!("{other:?} is no kind that skeg knows: pods, nodes, namespaces"),
+        other => bail!("{other:?} is no kind that skeg knows: pods, secrets, nodes, namespaces"),
     })
 }

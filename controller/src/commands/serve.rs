@@ -59,7 +59,10 @@ pub(crate) struct Ready {
 /// Opens the folder and the port. The controller stops when `stopping` becomes true.
 pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) -> Result<Ready> {
     let data = Data::open(&options.data)?;
-    let store = Arc::new(Database::open(&data.path("store.redb"))?);
+    let key = data.get_or_make("identity/secrets.key", secret::random_key)?;
+    let key =
+        key.as_slice().try_into().ok().context("identity/secrets.key has not 32 bytes: restore it from a backup")?;
+    let store = Arc::new(Database::open(&data.path("store.redb"), key)?);
     let (identity, authority) = (Identity::load(&data)?, Authority::load(&data)?);
     let token = data.get_or_make("admin.token", || Ok(secret::random_word(40)?.into_bytes()))?;
     let admin_token = String::from_utf8(token).context("admin.token is no text")?.trim().to_owned();

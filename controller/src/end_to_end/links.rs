@@ -23,7 +23,7 @@ pub(super) async fn enrol(controller: &Controller, name: &str) -> (Identity, Dev
     (identity, device)
 }
 
-async fn open(controller: &Controller, identity: &Identity, hello: skeg_protocol::message::Hello) -> Device {
+pub(super) async fn open(controller: &Controller, identity: &Identity, hello: skeg_protocol::message::Hello) -> Device {
     Device::open(controller.address, controller.app.public_key, identity, hello).await
 }
 

@@ -2,6 +2,7 @@
 
 mod device;
 mod links;
+mod secrets;
 mod through;
 mod tools;
 

@@ -70,6 +70,31 @@ async fn kubectl_creates_shows_changes_and_deletes() {
     controller.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_makes_a_pull_secret_by_way_of_yaml() {
+    let controller = Controller::start().await;
+    let make = ["create", "secret", "docker-registry", "pull", "--docker-server=a.example", "--docker-username=user"];
+    let yaml = [&make[..], &["--docker-password=hush", "--dry-run=client", "-o", "yaml"]].concat();
+    let Some(output) = run("kubectl", &yaml, &controller).await else { return };
+    let file = controller.folder.path().join("secret.yaml");
+    std::fs::write(&file, &output.stdout).unwrap();
+    let file = file.to_str().unwrap();
+    for (arguments, part) in [
+        (&["apply", "-f", file][..], "secret/pull created"),
+        (&["get", "secrets"], "pull   kubernetes.io/dockerconfigjson   1"),
+        (&["describe", "secret", "pull"], ".dockerconfigjson:"),
+        (&["patch", "secret", "pull", "-p", "{\"stringData\":{\"x\":\"y\"}}"], "secret/pull patched"),
+        (&["get", "secret", "pull", "-o", "jsonpath={.data.x}"], "eQ=="),
+        (&["patch", "secret", "pull", "-p", "{\"immutable\":true}"], "secret/pull patched"),
+        (&["patch", "secret", "pull", "-p", "{\"stringData\":{\"x\":\"z\"}}"], "field is immutable"),
+        (&["delete", "secret", "pull"], "secret \"pull\" deleted"),
+    ] {
+        let output = run("kubectl", arguments, &controller).await.unwrap();
+        assert!(text(&output).contains(part), "{arguments:?}: {}", text(&output));
+    }
+    controller.stop().await;
+}
+
 /// Writes an OCI layout with one image of one layer and gives the digest of its manifest.
 fn make_layout(folder: &Path) -> String {
     let blobs = folder.join("blobs/sha256");

@@ -12,7 +12,7 @@ use super::pipe::Pipe;
 /// What others ask of a session.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// The node's manifest, or a pod that waits to be gone, deserves a look.
+    /// The node's manifest, its pull secrets, or a pod that waits to be gone, deserves a look.
     Manifest,
     /// Opens a stream.
     Open(StreamRequest, oneshot::Sender<Result<Opened, String>>),

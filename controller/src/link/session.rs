@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use skeg_protocol::limits::{MAX_CONTAINERS, MAX_PODS, MAX_TEXT};
 use skeg_protocol::message::{
-    Channel, Held, Hello, StatusUpdate, StreamData, StreamEnd, StreamRequest, StreamResize, Welcome,
+    Channel, Held, Hello, PullSecrets, StatusUpdate, StreamData, StreamEnd, StreamRequest, StreamResize, Welcome,
 };
 use skeg_protocol::{Connection, LinkError, Message, PodStatus, Uid};
 use thiserror::Error;
@@ -29,6 +29,7 @@ use crate::app::App;
 use crate::compile::difference;
 use crate::manager::Nudge;
 use crate::pods::from_device;
+use crate::pull_secrets;
 use crate::store::{Key, Key32, Store, StoreError, update};
 use crate::time;
 
@@ -131,6 +132,7 @@ async fn attend<R: AsyncRead + Unpin>(
         in_flight: None,
         refused: None,
         outbox: VecDeque::new(),
+        secrets: None,
         reported: None,
         pipes: HashMap::new(),
         inputs: HashMap::new(),
@@ -270,6 +272,8 @@ struct Session {
     refused: Option<(u64, bool)>,
     /// Frames of a manifest that are not encoded yet.
     outbox: VecDeque<Message>,
+    /// The secrets that the device was sent; `None` when it was sent none yet.
+    secrets: Option<PullSecrets>,
     /// Pods that the device says it has; `None` until its first full report.
     reported: Option<BTreeSet<Uid>>,
     pipes: HashMap<u32, Arc<Pipe>>,
@@ -307,6 +311,7 @@ impl Session {
         link: &mut Link<R>,
         mut commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<(), End> {
+        self.share(&mut link.connection)?;
         self.offer()?;
         loop {
             while let Some(message) = link.connection.next()? {
@@ -323,6 +328,21 @@ impl Session {
                 Wake::Received | Wake::Tick | Wake::Sent => {}
             }
         }
+    }
+
+    /// Sends the secrets that the newest manifest's pods name, unless the device has just these. They come before the
+    /// manifest, so that the first pull has them.
+    fn share(&mut self, connection: &mut Connection) -> Result<(), End> {
+        let pods = self.app.store.newest_manifest(&self.node)?.manifest.pods;
+        if self.secrets.is_none() && pods.iter().all(|pod| pod.image_pull_secrets.is_empty()) {
+            return Ok(());
+        }
+        let wanted = pull_secrets::of_node(&self.app.store, &self.node, &pods)?;
+        if self.secrets.as_ref() != Some(&wanted) {
+            connection.send(wanted.clone())?;
+            self.secrets = Some(wanted);
+        }
+        Ok(())
     }
 
     /// Sends the newest manifest unless the device has it or is at one already.
@@ -390,6 +410,7 @@ impl Session {
     fn obey(&mut self, connection: &mut Connection, command: Command) -> Result<(), End> {
         match command {
             Command::Manifest => {
+                self.share(connection)?;
                 self.offer()?;
                 self.let_go()?;
             }

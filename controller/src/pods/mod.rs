@@ -7,5 +7,5 @@ mod spec;
 mod status;
 
 pub(crate) use cursor::Fault;
-pub(crate) use spec::{convert, image_references};
+pub(crate) use spec::{convert, image_references, pull_secret_names};
 pub(crate) use status::{conditions, failed_images, from_device, unschedulable};

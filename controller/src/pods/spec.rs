@@ -9,7 +9,7 @@ use skeg_protocol::manifest::{
     Container, EnvVar, Image, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy, Security, Volume, VolumeMount,
     VolumeSource,
 };
-use skeg_protocol::{Invalid, Uid};
+use skeg_protocol::{Invalid, Name, Uid};
 
 use super::cursor::{Cursor, Fault, Fields};
 use super::quantity;
@@ -46,6 +46,7 @@ const SPEC: Fields = Fields {
         "hostIPC",
         "nodeSelector",
         "nodeName",
+        "imagePullSecrets",
     ],
     // What these say is either how it is on a device anyway or has nothing there that it could apply to.
     ignored: &[
@@ -68,7 +69,6 @@ const SPEC: Fields = Fields {
         "hostAliases",
         "hostname",
         "hostnameOverride",
-        "imagePullSecrets",
         "initContainers",
         "os",
         "overhead",
@@ -151,6 +151,12 @@ pub(crate) fn image_references(pod: &Value) -> Vec<String> {
     containers.iter().map(|container| container["image"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
+/// The names of the secrets for a pod's pulls.
+pub(crate) fn pull_secret_names(pod: &Value) -> impl Iterator<Item = &str> {
+    let names = pod["spec"]["imagePullSecrets"].as_array().map(Vec::as_slice).unwrap_or_default();
+    names.iter().filter_map(|entry| entry["name"].as_str())
+}
+
 /// Converts a Pod. `image` says what a container's image reference means, by the container's index.
 ///
 /// # Errors
@@ -194,6 +200,7 @@ pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Resu
         },
         containers: containers.collect::<Result<_, Fault>>()?,
         volumes: spec.items("volumes")?.iter().map(volume).collect::<Result<_, Fault>>()?,
+        image_pull_secrets: spec.items("imagePullSecrets")?.iter().map(pull_secret).collect::<Result<_, Fault>>()?,
         host_users,
     };
     pod.validate()?;
@@ -203,6 +210,11 @@ pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Resu
         return Err(Invalid { field: "spec".to_owned(), problem }.into());
     }
     Ok(pod)
+}
+
+fn pull_secret(at: &Cursor<'_>) -> Result<Name, Fault> {
+    at.fields(&Fields { read: &["name"], ignored: &[], unsupported: &[] })?;
+    at.need("name")?.bounded()
 }
 
 fn restart_policy(spec: &Cursor<'_>) -> Result<RestartPolicy, Fault> {

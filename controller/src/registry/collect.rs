@@ -84,7 +84,7 @@ mod tests {
     impl World {
         fn new() -> World {
             let folder = tempfile::tempdir().unwrap();
-            let store = Arc::new(Database::open(&folder.path().join("store.redb")).unwrap());
+            let store = Arc::new(Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap());
             let registry = Registry::open(&folder.path().join("registry"), store, 100).unwrap();
             World { registry, _folder: folder }
         }

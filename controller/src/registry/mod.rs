@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn an_upload_that_was_given_up_makes_room() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(Database::open(&folder.path().join("store.redb")).unwrap());
+        let store = Arc::new(Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap());
         let registry = Registry::open(&folder.path().join("registry"), store, 0).unwrap();
         drop(registry.blobs.create("a1").unwrap());
         drop(registry.blobs.create("b2").unwrap());

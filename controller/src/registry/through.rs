@@ -4,6 +4,7 @@
 //! Owns which device may have what: only images that its own manifest names, so that no device can make the
 //! controller ask for anything else. What is kept lies in repositories `@host/name`, a name that nobody can push to.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,9 +12,9 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
-use skeg_images::{Client, ClientError, Digest, Reference};
-use skeg_protocol::Manifest;
+use skeg_images::{Client, ClientError, Digest, Logins, Reference};
 use skeg_protocol::manifest::ImageSource;
+use skeg_protocol::{Label, Manifest, Name};
 
 use super::error::RegistryError;
 use super::manifests::{MAX_MANIFEST, parts};
@@ -22,6 +23,7 @@ use super::uploads::{Busy, MAX_BLOB};
 use super::{Registry, blobs, manifests};
 use crate::app::App;
 use crate::images;
+use crate::pull_secrets;
 use crate::store::on_disk;
 
 /// First letter of the repositories that keep what came from elsewhere.
@@ -33,13 +35,16 @@ struct Asked {
     reference: Reference,
     manifest: bool,
     digest: Digest,
+    /// Namespace and name of the pull secrets of the pods that run from it.
+    secrets: BTreeSet<(Label, Name)>,
 }
 
 /// Finds out whether a path (without its `/v2/`) means an image that the node's pods run from.
 fn asked(node: &Manifest, path: &str) -> Option<Asked> {
-    let containers = node.pods.iter().flat_map(|pod| &pod.containers);
-    let elsewhere = containers.filter(|container| container.image.source == ImageSource::Registry);
-    elsewhere.filter_map(|container| container.image.reference.parse::<Reference>().ok()).find_map(|reference| {
+    let images = node.pods.iter().flat_map(|pod| pod.containers.iter().map(move |container| (pod, &container.image)));
+    let elsewhere = images.filter(|(_, image)| image.source == ImageSource::Registry);
+    let mut found = elsewhere.filter_map(|(pod, image)| {
+        let reference: Reference = image.reference.parse().ok()?;
         let rest = path.strip_prefix(reference.registry())?.strip_prefix('/')?;
         let (kind, digest) = rest.strip_prefix(reference.repository())?.strip_prefix('/')?.split_once('/')?;
         let manifest = match kind {
@@ -47,8 +52,14 @@ fn asked(node: &Manifest, path: &str) -> Option<Asked> {
             "blobs" => false,
             _ => return None,
         };
-        Some(Asked { manifest, digest: digest.parse().ok()?, reference })
-    })
+        let secrets = pod.image_pull_secrets.iter().map(|name| (pod.namespace.clone(), name.clone())).collect();
+        Some(Asked { manifest, digest: digest.parse().ok()?, reference, secrets })
+    });
+    let mut asked = found.next()?;
+    for other in found {
+        asked.secrets.extend(other.secrets);
+    }
+    Some(asked)
 }
 
 /// Answers a device that asks for another registry's image; `None` where it asks for something else.
@@ -94,7 +105,12 @@ async fn bring(app: &Arc<App>, repository: &str, asked: &Asked) -> Result<(), Re
         return Ok(registry.blobs.touch(&asked.digest)?);
     }
     let failed = |message: String| RegistryError::new(StatusCode::BAD_GATEWAY, "UNKNOWN", message);
-    let sources = images::sources(&asked.reference, &app.upstream).map_err(failed)?;
+    let mut logins = Logins::default();
+    for (namespace, name) in &asked.secrets {
+        // Those that are not there are told where the pod's tag is looked up, and by the device.
+        logins.extend(pull_secrets::logins(&app.store, namespace, std::iter::once(name.as_str()))?.0);
+    }
+    let sources = images::sources(&asked.reference, &app.upstream, logins).map_err(failed)?;
     let mut last = None;
     for (client, name) in sources.list() {
         let fetched = match asked.manifest {

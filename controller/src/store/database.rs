@@ -10,7 +10,8 @@ use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde_json::Value;
 
 use super::history::{Expired, History, Watch};
-use super::{Action, Change, Guard, Key, List, Store, StoreError, revision_of};
+use super::seal::{Seal, is_sealed};
+use super::{Action, Change, Guard, Key, Key32, List, Store, StoreError, revision_of};
 
 const OBJECTS: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("objects");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -21,6 +22,7 @@ const REVISION: &str = "revision";
 pub(crate) struct Database {
     pub(super) redb: redb::Database,
     history: Mutex<History>,
+    seal: Seal,
 }
 
 /// Runs what waits for the disk without holding up the other tasks of this thread.
@@ -34,11 +36,11 @@ pub(crate) fn on_disk<T>(work: impl FnOnce() -> T) -> T {
 }
 
 impl Database {
-    /// Opens the database, or makes it.
+    /// Opens the database, or makes it; Secrets in it are sealed with `key`.
     ///
     /// # Errors
     /// The file cannot be opened, is in use by another process, or is damaged.
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path, key: &Key32) -> Result<Self, StoreError> {
         let failed = |error: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(error) };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
@@ -51,7 +53,7 @@ impl Database {
         super::tags::create(&write)?;
         let revision = write.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
         write.commit()?;
-        Ok(Database { redb, history: Mutex::new(History::new(revision)) })
+        Ok(Database { redb, history: Mutex::new(History::new(revision)), seal: Seal::new(key)? })
     }
 
     /// Runs one write transaction; it is rolled back when `work` fails.
@@ -74,10 +76,22 @@ impl Database {
         for entry in read.open_table(OBJECTS)?.range(range(kind, None))? {
             let (key, bytes) = entry?;
             if std::str::from_utf8(bytes.value()).is_ok_and(|json| json.contains(text)) {
-                items.push(decode(key.value(), bytes.value())?);
+                items.push(self.decode(key.value(), bytes.value())?);
             }
         }
         Ok(items)
+    }
+
+    fn encode(&self, key: &Key, object: &Value) -> Result<Vec<u8>, StoreError> {
+        let bytes = object.to_string().into_bytes();
+        if is_sealed(&key.kind) { self.seal.seal(key, bytes) } else { Ok(bytes) }
+    }
+
+    fn decode(&self, place: (&str, &str, &str), bytes: &[u8]) -> Result<Value, StoreError> {
+        let key = Key::new(place.0, place.1, place.2);
+        let opened = if is_sealed(&key.kind) { Some(self.seal.open(&key, bytes)?) } else { None };
+        serde_json::from_slice(opened.as_deref().unwrap_or(bytes))
+            .map_err(|error| StoreError::Damaged { what: key.to_string(), reason: error.to_string() })
     }
 
     /// Runs one change of objects and publishes it in the order of commits.
@@ -110,13 +124,6 @@ fn next_revision(write: &WriteTransaction) -> Result<u64, StoreError> {
     Ok(revision)
 }
 
-fn decode(key: (&str, &str, &str), bytes: &[u8]) -> Result<Value, StoreError> {
-    serde_json::from_slice(bytes).map_err(|error| StoreError::Damaged {
-        what: Key::new(key.0, key.1, key.2).to_string(),
-        reason: error.to_string(),
-    })
-}
-
 /// Keys of a kind, in one namespace or all. Names sort below `\u{10ffff}`.
 fn range<'a>(kind: &'a str, namespace: Option<&'a str>) -> RangeInclusive<(&'a str, &'a str, &'a str)> {
     const LAST: &str = "\u{10ffff}";
@@ -145,7 +152,7 @@ impl Store for Database {
     fn get(&self, key: &Key) -> Result<Option<Value>, StoreError> {
         let table = self.redb.begin_read()?.open_table(OBJECTS)?;
         let key = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
-        table.get(key)?.map(|bytes| decode(key, bytes.value())).transpose()
+        table.get(key)?.map(|bytes| self.decode(key, bytes.value())).transpose()
     }
 
     fn list(&self, kind: &str, namespace: Option<&str>) -> Result<List, StoreError> {
@@ -154,7 +161,7 @@ impl Store for Database {
         let mut items = Vec::new();
         for entry in read.open_table(OBJECTS)?.range(range(kind, namespace))? {
             let (key, bytes) = entry?;
-            items.push(decode(key.value(), bytes.value())?);
+            items.push(self.decode(key.value(), bytes.value())?);
         }
         Ok(List { items, revision })
     }
@@ -163,7 +170,7 @@ impl Store for Database {
         self.change(|write| {
             let place = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
             let mut table = write.open_table(OBJECTS)?;
-            let old = table.get(place)?.map(|bytes| decode(place, bytes.value())).transpose()?;
+            let old = table.get(place)?.map(|bytes| self.decode(place, bytes.value())).transpose()?;
             match (&old, guard) {
                 (Some(_), Guard::Absent) => return Err(StoreError::Exists(key.clone())),
                 (None, Guard::Revision(_)) => return Err(StoreError::NotFound(key.clone())),
@@ -180,7 +187,7 @@ impl Store for Database {
             }
             let revision = next_revision(write)?;
             object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
-            table.insert(place, object.to_string().as_bytes())?;
+            table.insert(place, self.encode(key, &object)?.as_slice())?;
             let (action, beyond_status) = match &old {
                 Some(old) => (Action::Modified, beyond_status(old, &object)),
                 None => (Action::Added, true),
@@ -194,7 +201,7 @@ impl Store for Database {
         self.change(|write| {
             let place = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
             let mut table = write.open_table(OBJECTS)?;
-            let old = table.remove(place)?.map(|bytes| decode(place, bytes.value())).transpose()?;
+            let old = table.remove(place)?.map(|bytes| self.decode(place, bytes.value())).transpose()?;
             let mut object = old.ok_or_else(|| StoreError::NotFound(key.clone()))?;
             let revision = next_revision(write)?;
             object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
@@ -223,7 +230,7 @@ mod tests {
 
     fn open() -> (tempfile::TempDir, Database) {
         let folder = tempfile::tempdir().unwrap();
-        let database = Database::open(&folder.path().join("store.redb")).unwrap();
+        let database = Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap();
         (folder, database)
     }
 
@@ -281,6 +288,24 @@ mod tests {
         assert_eq!(names, ["a", "c"]);
     }
 
+    #[test]
+    fn a_secret_lies_sealed_on_the_disk_and_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let key = Key::new("Secret", "default", "a");
+        let store = Database::open(&path, &[7; 32]).unwrap();
+        let kept = store.put(&key, json!({"data": {"a": "hush-hush-hush"}}), Guard::Absent).unwrap();
+        drop(store);
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(4).any(|window| window == b"hush"));
+        let store = Database::open(&path, &[7; 32]).unwrap();
+        assert_eq!(store.get(&key).unwrap(), Some(kept.clone()));
+        assert_eq!(store.list("Secret", None).unwrap().items, [kept]);
+        drop(store);
+        let stranger = Database::open(&path, &[8; 32]).unwrap().get(&key).unwrap_err().to_string();
+        assert!(stranger.contains("Secret default/a") && stranger.contains("identity/secrets.key"), "{stranger}");
+    }
+
     #[tokio::test]
     async fn a_watch_repeats_what_it_missed_and_follows() {
         let (_folder, store) = open();
@@ -303,8 +328,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         let (key, object) = pod("a");
-        Database::open(&path).unwrap().put(&key, object, Guard::Absent).unwrap();
-        let store = Database::open(&path).unwrap();
+        Database::open(&path, &[7; 32]).unwrap().put(&key, object, Guard::Absent).unwrap();
+        let store = Database::open(&path, &[7; 32]).unwrap();
         assert_eq!(store.watch(Some(0)).err(), Some(Expired));
         assert!(store.watch(Some(1)).is_ok());
     }

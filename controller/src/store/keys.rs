@@ -77,7 +77,7 @@ mod tests {
 
     fn open(uses: u32) -> (tempfile::TempDir, Database) {
         let folder = tempfile::tempdir().unwrap();
-        let database = Database::open(&folder.path().join("store.redb")).unwrap();
+        let database = Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap();
         let record = TokenRecord { id: "t1".into(), created: 0, expires: 100, uses, uses_left: uses };
         database.add_token(&[7; 32], &record).unwrap();
         (folder, database)

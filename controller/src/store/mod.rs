@@ -8,6 +8,7 @@ mod database;
 mod history;
 mod keys;
 mod manifests;
+mod seal;
 mod tags;
 mod tokens;
 
@@ -122,6 +123,9 @@ pub(crate) enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The kernel gave no random bytes, or the cipher refused.
+    #[error("a secret cannot be sealed: no random bytes (getrandom failed)")]
+    Sealing,
     /// The database file could not be opened.
     #[error("cannot open the database {path}: {source}")]
     Open {

@@ -11,8 +11,8 @@ use skeg_protocol::manifest::{
 };
 use skeg_protocol::message::{
     Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
-    Message, NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
-    StreamOpen, StreamRequest, StreamResize, Versions, Welcome,
+    Message, NodeInfo, NodeStatus, PullSecret, PullSecrets, Reject, RejectCode, StatusUpdate, StreamClose,
+    StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest, StreamResize, Versions, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
 
@@ -116,12 +116,14 @@ fn pod() -> impl Strategy<Value = Pod> {
         text().prop_map(|path| VolumeSource::HostPath { path }),
     ];
     let volume = (short(), source).prop_map(|(name, source)| Volume { name, source });
+    let names = (short(), short(), vec(short(), 0..3));
     let hosts = (any::<bool>(), any::<bool>());
-    (uid(), short(), short(), hosts, policy, any::<u32>(), vec(container(), 0..3), vec(volume, 0..3)).prop_map(
-        |(uid, namespace, name, hosts, restart_policy, termination_grace_seconds, containers, volumes)| Pod {
+    (uid(), names, hosts, policy, any::<u32>(), vec(container(), 0..3), vec(volume, 0..3)).prop_map(
+        |(uid, names, hosts, restart_policy, termination_grace_seconds, containers, volumes)| Pod {
             uid,
-            namespace,
-            name,
+            namespace: names.0,
+            name: names.1,
+            image_pull_secrets: names.2,
             host_network: hosts.0,
             restart_policy,
             termination_grace_seconds,
@@ -130,6 +132,10 @@ fn pod() -> impl Strategy<Value = Pod> {
             host_users: hosts.1,
         },
     )
+}
+
+fn pull_secret() -> impl Strategy<Value = PullSecret> {
+    (short(), short(), text()).prop_map(|(namespace, name, config)| PullSecret { namespace, name, config })
 }
 
 fn termination() -> impl Strategy<Value = Termination> {
@@ -242,6 +248,7 @@ fn sync() -> impl Strategy<Value = Message> {
         pod().prop_map(Message::from),
         (any::<u64>(), digest()).prop_map(|(revision, digest)| ManifestEnd { revision, digest }.into()),
         held().prop_map(Message::from),
+        vec(pull_secret(), 0..3).prop_map(|secrets| PullSecrets { secrets }.into()),
         (any::<u64>(), held(), text()).prop_map(|(revision, held, message)| ManifestRefused {
             revision,
             held,

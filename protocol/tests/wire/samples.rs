@@ -8,8 +8,8 @@ use skeg_protocol::manifest::{
 };
 use skeg_protocol::message::{
     Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
-    Message, NodeInfo, NodeStatus, Reject, RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd,
-    StreamOpen, StreamRequest, StreamResize, VERSIONS, Welcome,
+    Message, NodeInfo, NodeStatus, PullSecret, PullSecrets, Reject, RejectCode, StatusUpdate, StreamClose,
+    StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest, StreamResize, VERSIONS, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination, reason};
 
@@ -87,6 +87,7 @@ pub(crate) fn pod() -> Pod {
             Volume { name: short("data"), source: VolumeSource::HostPath { path: "/srv/data".to_owned() } },
             Volume { name: short("cache"), source: VolumeSource::EmptyDir { memory: true } },
         ],
+        image_pull_secrets: vec![short("registry")],
         host_users: true,
     }
 }
@@ -139,6 +140,8 @@ pub(crate) fn messages() -> Vec<Message> {
     let export = ImageRequest::Export { images: vec!["demo/web:1".to_owned()], path: "/tmp/web.tar".to_owned() };
     let refused = "spec.containers[0].image: must have 1 to 1024 bytes".to_owned();
     let local = LocalPod { namespace: short("default"), name: short("web-0"), status: pod_status() };
+    let config = r#"{"auths":{"registry.example":{"auth":"dXNlcjpzZWNyZXQ="}}}"#.to_owned();
+    let secret = PullSecret { namespace: short("default"), name: short("registry"), config };
     vec![
         hello().into(),
         Welcome { version: 1, heartbeat_seconds: 25, time: 1_763_700_000_000 }.into(),
@@ -166,5 +169,6 @@ pub(crate) fn messages() -> Vec<Message> {
             pods: vec![local],
         }
         .into(),
+        PullSecrets { secrets: vec![secret] }.into(),
     ]
 }
