@@ -11,6 +11,7 @@ pub mod client;
 mod digest;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod healthcheck;
 pub mod platform;
 pub mod reference;
 mod split;
@@ -23,6 +24,7 @@ pub mod unpack;
 pub use bundle::BundleError;
 pub use client::{Client, ClientError, Endpoint, Login, Logins, Sources};
 pub use digest::{Digest, DigestError};
+pub use healthcheck::Healthcheck;
 pub use platform::{NoPlatform, Platform};
 pub use reference::{Reference, ReferenceError};
 pub use store::{

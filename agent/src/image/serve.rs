@@ -145,6 +145,7 @@ fn inspect(store: &Store, images: &[String]) -> Result<Value, String> {
         let image = store.image(&digest).map_err(|error| chain(&error))?;
         let image = image.ok_or_else(|| format!("image {what:?} is not whole: pull it again"))?;
         shown["config"] = serde_json::to_value(&image.config).map_err(|error| error.to_string())?;
+        shown["healthcheck"] = json!(image.healthcheck);
         shown["layers"] = image.layers.iter().map(|layer| json!(layer)).collect();
         Ok(shown)
     };

@@ -40,6 +40,7 @@ use thiserror::Error;
 use crate::blobs::{BlobError, Blobs, blob_io, make_folder, sync_folder};
 use crate::client::MAX_MANIFEST;
 use crate::digest::Digest;
+use crate::healthcheck::{self, Healthcheck};
 pub use collect::{Goal, Limits};
 pub use export::{ExportError, Target};
 pub use import::ImportError;
@@ -93,6 +94,8 @@ pub struct Image {
     pub digest: Digest,
     /// The image's configuration: command, environment, user, …
     pub config: ImageConfiguration,
+    /// The image's health check, where it has one.
+    pub healthcheck: Option<Healthcheck>,
     /// Folders of its layers, lowest first. Read only: images share them.
     pub layers: Vec<PathBuf>,
 }
@@ -154,6 +157,7 @@ pub enum ManifestError {
 struct Parts {
     config_digest: Digest,
     config: ImageConfiguration,
+    healthcheck: Option<Healthcheck>,
     layers: Vec<LayerPart>,
 }
 
@@ -230,7 +234,7 @@ impl Store {
             }
             layers.push(self.tree(&layer.chain_id));
         }
-        Ok(Some(Image { digest: *digest, config: parts.config, layers }))
+        Ok(Some(Image { digest: *digest, config: parts.config, healthcheck: parts.healthcheck, layers }))
     }
 
     /// Tells whether a layer is there; one that is broken is set aside.
@@ -402,8 +406,9 @@ fn sha256(descriptor: &oci_spec::image::Descriptor) -> Result<Digest, ManifestEr
 
 impl Parts {
     fn new(manifest: &ImageManifest, config: &[u8]) -> Result<Parts, ManifestError> {
-        let config: ImageConfiguration = serde_json::from_slice(config)
-            .map_err(|source| ManifestError::Json { what: "image configuration", source })?;
+        let no_json = |source| ManifestError::Json { what: "image configuration", source };
+        let healthcheck = healthcheck::of(config).map_err(no_json)?;
+        let config: ImageConfiguration = serde_json::from_slice(config).map_err(no_json)?;
         let diff_ids = config.rootfs().diff_ids();
         let count = manifest.layers().len();
         if count > MAX_LAYERS {
@@ -427,7 +432,7 @@ impl Parts {
             let (blob, size, compressed) = (sha256(descriptor)?, descriptor.size(), !media_type.ends_with(".tar"));
             layers.push(LayerPart { blob, size, compressed, diff_id, chain_id });
         }
-        Ok(Parts { config_digest: sha256(manifest.config())?, config, layers })
+        Ok(Parts { config_digest: sha256(manifest.config())?, config, healthcheck, layers })
     }
 }
 

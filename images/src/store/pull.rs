@@ -214,7 +214,7 @@ impl Store {
         self.pull_layers(Arc::new(shared), &parts.layers, progress).await?;
         self.write_record(digest, &raw.digest)?;
         let layers = parts.layers.iter().map(|layer| self.tree(&layer.chain_id)).collect();
-        Ok(Image { digest: *digest, config: parts.config, layers })
+        Ok(Image { digest: *digest, config: parts.config, healthcheck: parts.healthcheck, layers })
     }
 
     /// Fetches what is missing, and puts it into its place in order: a layer is named after all those below it.
