@@ -262,7 +262,7 @@ mod tests {
     use crate::core::tests::pod;
 
     fn revision(number: u64) -> Manifest {
-        Manifest { revision: number, pods: vec![pod(1, "web", &["main"])] }
+        Manifest { revision: number, pods: vec![pod(1, "web", &["main"])], ..Manifest::default() }
     }
 
     #[test]
