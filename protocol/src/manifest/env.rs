@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Label, Name};
+use crate::id::Label;
 
 /// One environment variable.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,8 +59,8 @@ pub struct EnvFrom {
 pub struct DataSource {
     /// Which of the two.
     pub kind: DataKind,
-    /// Its name.
-    pub name: Name,
+    /// Its name: a DNS name.
+    pub name: String,
     /// The pod starts also where it, or the key that is asked for, is missing.
     pub optional: bool,
 }

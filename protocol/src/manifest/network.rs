@@ -139,8 +139,8 @@ pub enum ServiceKind {
     /// Names its pods' addresses.
     #[default]
     Headless,
-    /// Another name for this one.
-    ExternalName(Name),
+    /// Another DNS name for this one.
+    ExternalName(String),
 }
 
 /// One port of a service.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::env::{DataSource, PodField, ResourceField};
-use crate::id::{Label, Name};
+use crate::id::Label;
 
 /// A volume of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,8 +29,8 @@ pub enum VolumeSource {
     /// A folder of the device that outlives every pod, made when it is first used: Kubernetes' claims and Compose's
     /// named volumes.
     Persistent {
-        /// Its name in the pod's namespace.
-        name: Name,
+        /// Its name in the pod's namespace: a DNS name.
+        name: String,
         /// For the whole pod.
         read_only: bool,
     },

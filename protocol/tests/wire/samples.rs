@@ -48,86 +48,6 @@ pub(crate) fn held() -> Held {
 
 /// A pod that uses every field.
 pub(crate) fn pod() -> Pod {
-    let container = Container {
-        name: short("web"),
-        image: Image {
-            reference: "demo-web:1".to_owned(),
-            digest: Digest([0xcd; 32]),
-            source: ImageSource::Controller("demo-web".to_owned()),
-        },
-        command: vec!["/demo-web".to_owned()],
-        args: vec!["--verbose".to_owned(), String::new()],
-        env_from: vec![EnvFrom { prefix: "P_".to_owned(), source: source(DataKind::ConfigMap) }],
-        env: vec![
-            EnvVar { name: "PORT".to_owned(), value: "8080".into() },
-            EnvVar {
-                name: "KEY".to_owned(),
-                value: EnvValue::Key { source: source(DataKind::Secret), key: "api-key".to_owned() },
-            },
-            EnvVar { name: "ME".to_owned(), value: EnvValue::Field(PodField::Label("app".to_owned())) },
-            EnvVar { name: "MOST".to_owned(), value: EnvValue::Resource(memory_limit()) },
-        ],
-        working_dir: Some("/srv".to_owned()),
-        security: Security {
-            user: Some(1000),
-            group: Some(1000),
-            run_as_non_root: true,
-            read_only_root: true,
-            add_capabilities: vec![short("NET_BIND_SERVICE")],
-            drop_capabilities: vec![short("ALL")],
-            user_name: Some("nobody:nogroup".to_owned()),
-            seccomp_unconfined: true,
-        },
-        pull_policy: PullPolicy::Never,
-        limits: limits(),
-        requests: Requests {
-            memory_bytes: Some(32 << 20),
-            cpu_millis: Some(100),
-            ephemeral_storage_bytes: Some(1 << 20),
-        },
-        devices: vec![Device {
-            path: "/dev/ttyUSB0".to_owned(),
-            container_path: "/dev/modem".to_owned(),
-            read: true,
-            write: true,
-            mknod: false,
-        }],
-        probes: Probes {
-            startup: Some(probe(Handler::HttpGet(HttpGet {
-                https: true,
-                host: Some("localhost".to_owned()),
-                port: 8080,
-                path: "/healthz".to_owned(),
-                headers: vec![("X-Probe".to_owned(), "startup".to_owned())],
-            }))),
-            liveness: Some(probe(Handler::TcpSocket { host: None, port: 8080 })),
-            readiness: Some(probe(Handler::Grpc { port: 9090, service: "web".to_owned() })),
-            ignore_image: true,
-        },
-        lifecycle: Lifecycle {
-            post_start: Some(Handler::Exec { command: vec!["true".to_owned()] }),
-            pre_stop: Some(Handler::Sleep { seconds: 2 }),
-            stop_signal: Some(3),
-        },
-        restart_policy: Some(RestartPolicy::Never),
-        max_restarts: Some(5),
-        stdin: true,
-        tty: true,
-        init: true,
-        mounts: vec![VolumeMount {
-            volume: short("data"),
-            path: "/data".to_owned(),
-            read_only: true,
-            sub_path: Some("web/$(PORT)".to_owned()),
-        }],
-        ports: vec![Port {
-            name: short("http"),
-            container_port: 8080,
-            host_port: Some(18080),
-            host_ip: Some([127, 0, 0, 1].into()),
-            protocol: Protocol::Tcp,
-        }],
-    };
     Pod {
         uid: Uid([0x22; 16]),
         namespace: short("default"),
@@ -136,7 +56,7 @@ pub(crate) fn pod() -> Pod {
         restart_policy: RestartPolicy::OnFailure,
         termination_grace_seconds: 30,
         init_containers: vec![Container { name: short("prepare"), ..Container::default() }],
-        containers: vec![container],
+        containers: vec![container()],
         volumes: volumes(),
         image_pull_secrets: vec![short("registry")],
         host_users: true,
@@ -171,8 +91,99 @@ pub(crate) fn pod() -> Pod {
     }
 }
 
+fn container() -> Container {
+    Container {
+        name: short("web"),
+        image: Image {
+            reference: "demo-web:1".to_owned(),
+            digest: Digest([0xcd; 32]),
+            source: ImageSource::Controller("demo-web".to_owned()),
+        },
+        command: vec!["/demo-web".to_owned()],
+        args: vec!["--verbose".to_owned(), String::new()],
+        env_from: vec![EnvFrom { prefix: "P_".to_owned(), source: source(DataKind::ConfigMap) }],
+        env: variables(),
+        working_dir: Some("/srv".to_owned()),
+        security: Security {
+            user: Some(1000),
+            group: Some(1000),
+            run_as_non_root: true,
+            read_only_root: true,
+            add_capabilities: vec![short("NET_BIND_SERVICE")],
+            drop_capabilities: vec![short("ALL")],
+            user_name: Some("nobody:nogroup".to_owned()),
+            seccomp_unconfined: true,
+        },
+        pull_policy: PullPolicy::Never,
+        limits: limits(),
+        requests: Requests {
+            memory_bytes: Some(32 << 20),
+            cpu_millis: Some(100),
+            ephemeral_storage_bytes: Some(1 << 20),
+        },
+        devices: vec![Device {
+            path: "/dev/ttyUSB0".to_owned(),
+            container_path: "/dev/modem".to_owned(),
+            read: true,
+            write: true,
+            mknod: false,
+        }],
+        probes: probes(),
+        lifecycle: Lifecycle {
+            post_start: Some(Handler::Exec { command: vec!["true".to_owned()] }),
+            pre_stop: Some(Handler::Sleep { seconds: 2 }),
+            stop_signal: Some(3),
+        },
+        restart_policy: Some(RestartPolicy::Never),
+        max_restarts: Some(5),
+        stdin: true,
+        tty: true,
+        init: true,
+        mounts: vec![VolumeMount {
+            volume: short("data"),
+            path: "/data".to_owned(),
+            read_only: true,
+            sub_path: Some("web/$(PORT)".to_owned()),
+        }],
+        ports: vec![Port {
+            name: short("http"),
+            container_port: 8080,
+            host_port: Some(18080),
+            host_ip: Some([127, 0, 0, 1].into()),
+            protocol: Protocol::Tcp,
+        }],
+    }
+}
+
+fn probes() -> Probes {
+    Probes {
+        startup: Some(probe(Handler::HttpGet(HttpGet {
+            https: true,
+            host: Some("localhost".to_owned()),
+            port: 8080,
+            path: "/healthz".to_owned(),
+            headers: vec![("X-Probe".to_owned(), "startup".to_owned())],
+        }))),
+        liveness: Some(probe(Handler::TcpSocket { host: None, port: 8080 })),
+        readiness: Some(probe(Handler::Grpc { port: 9090, service: "web".to_owned() })),
+        ignore_image: true,
+    }
+}
+
+fn variables() -> Vec<EnvVar> {
+    vec![
+        EnvVar { name: "PORT".to_owned(), value: "8080".into() },
+        EnvVar {
+            name: "KEY".to_owned(),
+            value: EnvValue::Key { source: source(DataKind::Secret), key: "api-key".to_owned() },
+        },
+        EnvVar { name: "ME".to_owned(), value: EnvValue::Field(PodField::Label("app".to_owned())) },
+        EnvVar { name: "MOST".to_owned(), value: EnvValue::Resource(memory_limit()) },
+    ]
+}
+
 fn source(kind: DataKind) -> DataSource {
-    DataSource { kind, name: short("webapp"), optional: true }
+    DataSource { kind, name: "webapp".to_owned(), optional: true }
 }
 
 fn memory_limit() -> ResourceField {
@@ -232,7 +243,10 @@ fn volumes() -> Vec<Volume> {
             source: VolumeSource::HostPath { path: "/srv/data".to_owned(), kind: HostPathKind::Directory },
         },
         Volume { name: short("cache"), source: VolumeSource::EmptyDir(empty) },
-        Volume { name: short("kept"), source: VolumeSource::Persistent { name: short("db-data"), read_only: true } },
+        Volume {
+            name: short("kept"),
+            source: VolumeSource::Persistent { name: "db-data".to_owned(), read_only: true },
+        },
         Volume { name: short("about"), source: projected },
     ]
 }
