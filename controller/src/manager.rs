@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
+use skeg_kube::{image_references, pull_secret_names};
 use skeg_protocol::manifest::{Image, ImageSource};
 use skeg_protocol::{Pod, Uid};
 use tokio::sync::{Semaphore, mpsc};
@@ -16,7 +17,7 @@ use crate::app::App;
 use crate::compile::assemble;
 use crate::images::{self, Answers, Standing, shared_asker};
 use crate::link::Command;
-use crate::pods::{conditions, convert, failed_images, image_references, pull_secret_names, unschedulable};
+use crate::pods::{conditions, convert, failed_images, unschedulable};
 use crate::pull_secrets;
 use crate::schedule::{Load, choose};
 use crate::store::{Action, Change, Expired, Key, Store, StoreError, Watch, update};

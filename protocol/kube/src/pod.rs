@@ -1,18 +1,18 @@
 //! From a Pod as Kubernetes writes it to a pod as a device obeys it. Everything that a device would not do is
 //! refused here, by name.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use skeg_protocol::limits::MAX_FRAME;
 use skeg_protocol::manifest::{
-    Container, EnvVar, Image, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy, Security, Volume, VolumeMount,
-    VolumeSource,
+    Container, EmptyDir, EnvValue, EnvVar, HostPathKind, Image, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy,
+    Security, Volume, VolumeMount, VolumeSource,
 };
 use skeg_protocol::{Invalid, Name, Uid};
 
-use super::cursor::{Cursor, Fault, Fields};
-use super::quantity;
+use crate::cursor::{Cursor, Fault, Fields};
+use crate::quantity;
 
 /// Resource name of the bound on processes and threads, in a container's `resources.limits`.
 const PIDS: &str = "skeg.dev/pids";
@@ -146,22 +146,22 @@ const CONTAINER_SECURITY: Fields = Fields {
 };
 
 /// The images that a pod's containers name, in order.
-pub(crate) fn image_references(pod: &Value) -> Vec<String> {
+pub fn image_references(pod: &Value) -> Vec<String> {
     let containers = pod["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
     containers.iter().map(|container| container["image"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 /// The names of the secrets for a pod's pulls.
-pub(crate) fn pull_secret_names(pod: &Value) -> impl Iterator<Item = &str> {
+pub fn pull_secret_names(pod: &Value) -> impl Iterator<Item = &str> {
     let names = pod["spec"]["imagePullSecrets"].as_array().map(Vec::as_slice).unwrap_or_default();
     names.iter().filter_map(|entry| entry["name"].as_str())
 }
 
-/// Converts a Pod. `image` says what a container's image reference means, by the container's index.
+/// Converts a Pod. `image` says what a container's image reference means, by the container's index, or why it is none.
 ///
 /// # Errors
 /// The first field that is unknown, unsupported or breaks a rule.
-pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Result<Pod, Fault> {
+pub fn convert(pod: &Value, image: impl Fn(usize, &str) -> Result<Image, String>) -> Result<Pod, Fault> {
     let top = Cursor::new(pod, "");
     top.fields(&TOP)?;
     let (metadata, spec) = (top.need("metadata")?, top.need("spec")?);
@@ -202,6 +202,7 @@ pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Resu
         volumes: spec.items("volumes")?.iter().map(volume).collect::<Result<_, Fault>>()?,
         image_pull_secrets: spec.items("imagePullSecrets")?.iter().map(pull_secret).collect::<Result<_, Fault>>()?,
         host_users,
+        ..Pod::default()
     };
     pod.validate()?;
     let size = postcard::to_allocvec(&pod).map_or(usize::MAX, |bytes| bytes.len());
@@ -231,7 +232,7 @@ fn container(
     at: &Cursor<'_>,
     security: Security,
     host_network: bool,
-    image: impl Fn(&str) -> Image,
+    image: impl Fn(&str) -> Result<Image, String>,
 ) -> Result<Container, Fault> {
     at.fields(&CONTAINER)?;
     at.only("stdin", &[json!(false)])?;
@@ -240,13 +241,11 @@ fn container(
     // Whether the reference is asked for anew is the controller's; the device keeps to the content that it is told.
     at.only("imagePullPolicy", &[json!("Always"), json!("IfNotPresent"), json!("Never")])?;
     let reference = at.need("image")?;
-    if let Err(error) = reference.text()?.parse::<skeg_images::Reference>() {
-        return Err(Invalid { field: reference.path().to_owned(), problem: error.to_string() }.into());
-    }
+    let image = image(reference.text()?).map_err(|problem| Invalid { field: reference.path().to_owned(), problem })?;
     let variables = at.items("env")?;
     Ok(Container {
         name: at.need("name")?.bounded()?,
-        image: image(reference.text()?),
+        image,
         pull_policy: match at.get("imagePullPolicy")? {
             Some(policy) if policy.text()? == "Never" => PullPolicy::Never,
             _ => PullPolicy::IfNotPresent,
@@ -262,13 +261,14 @@ fn container(
         limits: limits(at)?,
         mounts: at.items("volumeMounts")?.iter().map(mount).collect::<Result<_, Fault>>()?,
         ports: at.items("ports")?.iter().map(|port| self::port(port, host_network)).collect::<Result<_, Fault>>()?,
+        ..Container::default()
     })
 }
 
 fn variable(at: &Cursor<'_>) -> Result<EnvVar, Fault> {
     at.fields(&Fields { read: &["name", "value"], ignored: &[], unsupported: &["valueFrom"] })?;
     let value = at.get("value")?.map(|value| value.text()).transpose()?.unwrap_or_default();
-    Ok(EnvVar { name: at.need("name")?.text()?.to_owned(), value: value.to_owned() })
+    Ok(EnvVar { name: at.need("name")?.text()?.to_owned(), value: EnvValue::from(value) })
 }
 
 fn limits(at: &Cursor<'_>) -> Result<Limits, Fault> {
@@ -311,6 +311,7 @@ fn mount(at: &Cursor<'_>) -> Result<VolumeMount, Fault> {
         volume: at.need("name")?.bounded()?,
         path: at.need("mountPath")?.text()?.to_owned(),
         read_only: at.flag("readOnly")?,
+        sub_path: None,
     })
 }
 
@@ -339,10 +340,7 @@ fn port(at: &Cursor<'_>, host_network: bool) -> Result<Port, Fault> {
     };
     let host_ip = match at.get("hostIP")? {
         Some(address) if !address.text()?.is_empty() => {
-            let address: Ipv4Addr = address
-                .text()?
-                .parse()
-                .map_err(|_| address.invalid("must be an IPv4 address; IPv6 is not supported yet"))?;
+            let address: IpAddr = address.text()?.parse().map_err(|_| address.invalid("must be an IP address"))?;
             Some(address).filter(|address| !address.is_unspecified())
         }
         _ => None,
@@ -354,7 +352,7 @@ fn port(at: &Cursor<'_>, host_network: bool) -> Result<Port, Fault> {
         return Err(at.invalid("hostPort must be the containerPort when hostNetwork is true"));
     }
     // With the device's own network there is nothing to publish.
-    Ok(Port { container_port, host_port: host_port.filter(|_| !host_network), host_ip, protocol })
+    Ok(Port { container_port, host_port: host_port.filter(|_| !host_network), host_ip, protocol, ..Port::default() })
 }
 
 fn volume(at: &Cursor<'_>) -> Result<Volume, Fault> {
@@ -397,15 +395,15 @@ fn volume(at: &Cursor<'_>) -> Result<Volume, Fault> {
         (None, Some(path)) => {
             path.fields(&Fields { read: &["path", "type"], ignored: &[], unsupported: &[] })?;
             path.only("type", &[json!(""), json!("Directory"), json!("File")])?;
-            VolumeSource::HostPath { path: path.need("path")?.text()?.to_owned() }
+            VolumeSource::HostPath { path: path.need("path")?.text()?.to_owned(), kind: HostPathKind::Any }
         }
         // Kubernetes, too, takes a volume without a source for an emptyDir.
-        (None, None) => VolumeSource::EmptyDir { memory: false },
+        (None, None) => VolumeSource::EmptyDir(EmptyDir::default()),
         (Some(empty), None) => {
             empty.fields(&Fields { read: &["medium"], ignored: &[], unsupported: &["sizeLimit"] })?;
             empty.only("medium", &[json!(""), json!("Memory")])?;
             let medium = empty.get("medium")?.map(|medium| medium.text()).transpose()?;
-            VolumeSource::EmptyDir { memory: medium == Some("Memory") }
+            VolumeSource::EmptyDir(EmptyDir { memory: medium == Some("Memory"), ..EmptyDir::default() })
         }
     };
     Ok(Volume { name: at.need("name")?.bounded()?, source })
@@ -450,6 +448,7 @@ fn container_security(container: &Cursor<'_>, shared: &Security) -> Result<Secur
         read_only_root: at.flag("readOnlyRootFilesystem")?,
         add_capabilities,
         drop_capabilities,
+        ..Security::default()
     })
 }
 
@@ -524,8 +523,11 @@ mod tests {
 
     use super::*;
 
-    fn image(_: usize, reference: &str) -> Image {
-        Image { reference: reference.to_owned(), digest: Digest([1; 32]), source: ImageSource::Registry }
+    fn image(_: usize, reference: &str) -> Result<Image, String> {
+        if reference.contains(char::is_uppercase) {
+            return Err(format!("{reference:?} is not an image reference"));
+        }
+        Ok(Image { reference: reference.to_owned(), digest: Digest([1; 32]), source: ImageSource::Registry })
     }
 
     fn pod() -> Value {
@@ -562,12 +564,15 @@ mod tests {
         assert_eq!(pod.restart_policy, RestartPolicy::OnFailure);
         assert_eq!(pod.termination_grace_seconds, 30);
         assert!(!pod.host_users);
-        assert_eq!(container.limits, Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), pids: Some(20) });
+        assert_eq!(
+            container.limits,
+            Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), pids: Some(20), ..Limits::default() }
+        );
         assert_eq!(container.security.user, Some(5));
         assert!(container.security.run_as_non_root);
         assert_eq!(container.security.drop_capabilities, ["ALL"]);
-        assert_eq!(container.ports[0].host_ip, Some(Ipv4Addr::LOCALHOST));
-        assert_eq!(pod.volumes[0].source, VolumeSource::EmptyDir { memory: true });
+        assert_eq!(container.ports[0].host_ip, Some(IpAddr::from([127, 0, 0, 1])));
+        assert_eq!(pod.volumes[0].source, VolumeSource::EmptyDir(EmptyDir { memory: true, ..EmptyDir::default() }));
     }
 
     #[test]
