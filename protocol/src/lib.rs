@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bulk;
 pub mod codec;
 pub mod connection;
 pub mod id;
@@ -13,6 +14,8 @@ pub mod limits;
 pub mod manifest;
 pub mod message;
 pub mod status;
+pub mod sync;
+pub mod traffic;
 
 pub use codec::{CodecError, Decoder};
 pub use connection::{Connection, LinkError, Role};
@@ -20,3 +23,4 @@ pub use id::{Digest, DigestError, Label, Name, Uid, UidError};
 pub use manifest::{Container, Invalid, Manifest, Pod};
 pub use message::Message;
 pub use status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
+pub use traffic::{Purpose, Traffic};
