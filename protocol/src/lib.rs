@@ -13,6 +13,7 @@ pub mod id;
 pub mod limits;
 pub mod manifest;
 pub mod message;
+pub mod pace;
 pub mod status;
 pub mod sync;
 pub mod traffic;

@@ -269,7 +269,7 @@ mod tests {
                 (&b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"[..], "407 Proxy"),
                 (b"HTTP/1.1 2000 x\r\n\r\n", "2000"),
                 (b"SSH-2.0-x\r\n\r\n", "SSH"),
-                (b"HTTP/1.1 200 OK\r\n", "eof"),
+                (b"HTTP/1.1 200 OK\r\n", "end of file"),
             ] {
                 let error = proxied(answer).await.0.unwrap_err().to_string();
                 assert!(error.contains(part) && !error.contains("dTpw"), "{error}");

@@ -7,7 +7,6 @@ mod clock;
 mod dial;
 mod facts;
 pub mod identity;
-mod pace;
 mod session;
 pub mod tls;
 
@@ -19,6 +18,7 @@ use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
 use skeg_images::Endpoint;
 use skeg_protocol::message::{Message, RejectCode};
+use skeg_protocol::pace::{Ended, Pace};
 use skeg_protocol::sync::{Intake, Whole};
 use thiserror::Error;
 
@@ -28,7 +28,6 @@ use crate::peer::Peer;
 use clock::Floor;
 use dial::Proxy;
 use identity::{Identity, IdentityError, JoinToken};
-use pace::{Ended, Pace};
 use session::End;
 
 /// Why there is no link.

@@ -11,6 +11,7 @@ use anyhow::Context;
 use rustls::pki_types::ServerName;
 use skeg_protocol::connection::SILENT_INTERVALS;
 use skeg_protocol::message::{Hello, Message, RejectCode, VERSIONS, Welcome};
+use skeg_protocol::pace::Ended;
 use skeg_protocol::sync::{Answer, Told};
 use skeg_protocol::{Connection, LinkError};
 use tokio::net::TcpStream;
@@ -23,7 +24,6 @@ use super::dial::dial;
 use super::facts::node_info;
 use super::{Link, tls};
 use crate::agent::Agent;
-use crate::link::pace::Ended;
 use crate::peer::{Peer, PeerError};
 
 /// How long a connection may take to stand.
