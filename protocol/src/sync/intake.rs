@@ -20,6 +20,7 @@ pub struct Whole {
 
 /// What comes of a message about a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "an answer lives for one step; boxes would cost more")]
 pub enum Answer {
     /// More has to come.
     Wait,
