@@ -60,20 +60,37 @@ impl Default for Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Images {
-    /// MiB that a pull leaves free.
-    pub reserve_mib: u64,
+    /// MiB that a pull leaves free; without it 64, or a twentieth of a smaller disk.
+    pub reserve_mib: Option<u64>,
     /// When so much of the file system is used, images that nothing needs are removed …
     pub high_percent: u8,
     /// … the longest unused first, until no more than this is used.
     pub low_percent: u8,
     /// Images that nothing needs are removed after so many days.
     pub unused_days: u64,
+    /// Entries of one layer's archive.
+    pub layer_entries: u64,
+    /// Folders of one layer; each takes about 100 bytes of memory while it is unpacked.
+    pub layer_folders: u64,
+    /// A layer may unpack to so many times its compressed size, and to 1 GiB in any case …
+    pub layer_ratio: u64,
+    /// … but never to more than so many GiB.
+    pub layer_gib: u64,
 }
 
 impl Default for Images {
     fn default() -> Self {
-        let Limits { reserve, high_percent, low_percent, unused } = Limits::default();
-        Images { reserve_mib: reserve >> 20, high_percent, low_percent, unused_days: unused.as_secs() / DAY }
+        let limits = Limits::default();
+        Images {
+            reserve_mib: limits.reserve.map(|bytes| bytes >> 20),
+            high_percent: limits.high_percent,
+            low_percent: limits.low_percent,
+            unused_days: limits.unused.as_secs() / DAY,
+            layer_entries: limits.layer_entries,
+            layer_folders: limits.layer_folders,
+            layer_ratio: limits.layer_ratio,
+            layer_gib: limits.layer_gib,
+        }
     }
 }
 
@@ -81,10 +98,14 @@ impl Images {
     /// The same for the image store.
     pub fn limits(&self) -> Limits {
         Limits {
-            reserve: self.reserve_mib.saturating_mul(1 << 20),
+            reserve: self.reserve_mib.map(|mib| mib.saturating_mul(1 << 20)),
             high_percent: self.high_percent,
             low_percent: self.low_percent,
             unused: Duration::from_secs(self.unused_days.saturating_mul(DAY)),
+            layer_entries: self.layer_entries,
+            layer_folders: self.layer_folders,
+            layer_ratio: self.layer_ratio,
+            layer_gib: self.layer_gib,
         }
     }
 }
@@ -388,6 +409,14 @@ mod tests {
         let Network::Fixed(fixed) = appliance.network else { panic!("{:?}", appliance.network) };
         assert_eq!((fixed.address.address.octets(), fixed.address.length), ([10, 0, 2, 15], 24));
         assert_eq!(fixed.gateway, Some(Ipv4Addr::new(10, 0, 2, 2)));
+    }
+
+    #[test]
+    fn limits_of_images_are_those_of_the_store_unless_the_file_says_otherwise() {
+        assert_eq!(parse("").unwrap().images.limits(), Limits::default());
+        let limits = parse("[images]\nreserve_mib = 8\nlayer_entries = 5\nlayer_gib = 2").unwrap().images.limits();
+        let wanted = Limits { reserve: Some(8 << 20), layer_entries: 5, layer_gib: 2, ..Limits::default() };
+        assert_eq!(limits, wanted);
     }
 
     #[test]
