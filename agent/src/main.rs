@@ -14,6 +14,7 @@ mod commands;
 pub mod config;
 mod convert;
 mod core;
+mod forward;
 #[allow(dead_code)]
 pub mod hold;
 mod image;
@@ -27,6 +28,7 @@ mod oci;
 mod peer;
 mod ports;
 mod streams;
+mod vault;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

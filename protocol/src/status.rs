@@ -23,7 +23,7 @@ pub struct PodStatus {
     /// When the agent took the pod on.
     pub started_at: i64,
     /// Each kind once, in the order of [`ConditionKind`].
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<PodCondition>,
     /// In the order of the manifest.
     pub init_containers: Vec<ContainerStatus>,
     /// In the order of the manifest.
@@ -39,7 +39,7 @@ impl PodStatus {
 
 /// Something that is true of a pod, or is not (Kubernetes `v1.PodCondition`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
+pub struct PodCondition {
     /// What.
     pub kind: ConditionKind,
     /// Whether it is true.

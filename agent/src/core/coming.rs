@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use skeg_protocol::status::{Condition, ConditionKind, reason};
+use skeg_protocol::status::{ConditionKind, PodCondition, reason};
 use skeg_protocol::{ContainerState, ContainerStatus, Label, Phase as PodPhase, Pod, PodStatus};
 
 use super::supervise::{ImageFailure, doubling, image_state};
@@ -89,7 +89,7 @@ impl Coming {
         let inits = self.pod.init_containers.len();
         let condition = |kind, holds| {
             let word = if holds { "" } else { "ContainersNotReady" };
-            Condition { kind, holds, since: self.since, reason: reason(word), message: String::new() }
+            PodCondition { kind, holds, since: self.since, reason: reason(word), message: String::new() }
         };
         PodStatus {
             uid: self.pod.uid,

@@ -100,19 +100,23 @@ impl World {
     fn obey_step(&mut self, node: &Node, key: Key, step: Step) {
         match step {
             Step::Record | Step::Tell(..) => unreachable!("the node turns it into an order"),
-            Step::Pull => drop(self.work.insert(Work::Pull(key))),
+            Step::Pull => {
+                self.work.insert(Work::Pull(key));
+            }
             Step::Start(attempt) => self.may_start(node, key, attempt),
             Step::Probe(attempt, kind) => {
                 let once = self.work.insert(Work::Probe(key, attempt, kind));
                 assert!(once, "asked twice at a time");
             }
             Step::Hook(attempt, hook, _) => {
-                drop(self.work.insert(Work::Hook(key.clone(), attempt, hook == HookKind::PreStop)));
+                self.work.insert(Work::Hook(key.clone(), attempt, hook == HookKind::PreStop));
                 if hook == HookKind::PreStop && self.running.get(&key) == Some(&attempt) {
                     self.told.insert(key, self.now);
                 }
             }
-            Step::Note(attempt, known) => drop(self.known.insert(key, (attempt, known))),
+            Step::Note(attempt, known) => {
+                self.known.insert(key, (attempt, known));
+            }
             Step::Signal(attempt) => {
                 if self.running.get(&key) == Some(&attempt) {
                     self.in_order(&key);

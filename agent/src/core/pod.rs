@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skeg_protocol::manifest::RestartPolicy;
-use skeg_protocol::status::{Condition, ConditionKind, Reason, reason, text};
+use skeg_protocol::status::{ConditionKind, PodCondition, Reason, reason, text};
 use skeg_protocol::{ContainerState, ContainerStatus, Label, Phase as PodPhase, Pod, PodStatus, Uid};
 
 use super::supervise::{Container, ContainerEvent, Found, Phase, Rules, Step, Why};
@@ -372,7 +372,7 @@ impl PodState {
         use ConditionKind as Kind;
         let kinds = [Kind::PodScheduled, Kind::Initialized, Kind::ContainersReady, Kind::Ready];
         let told = kinds.into_iter().zip(self.holds()).zip(&self.conditions);
-        let conditions = told.map(|((kind, (holds, why, words)), (_, since))| Condition {
+        let conditions = told.map(|((kind, (holds, why, words)), (_, since))| PodCondition {
             kind,
             holds,
             since: *since,

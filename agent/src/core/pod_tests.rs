@@ -49,7 +49,9 @@ impl Bench {
                 Order::Pod(uid, Action::Container(label, step)) => {
                     let key = name(&self.node, uid, &label);
                     match step {
-                        Step::Pull => drop(self.pulls.insert(key)),
+                        Step::Pull => {
+                            self.pulls.insert(key);
+                        }
                         Step::Start(attempt) => started.push((uid, label, key, attempt)),
                         Step::Signal(_) => self.signals.push(key),
                         _ => {}

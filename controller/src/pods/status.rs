@@ -154,14 +154,14 @@ fn terminated(end: &Termination) -> Value {
 #[cfg(test)]
 mod tests {
     use skeg_protocol::Uid;
-    use skeg_protocol::status::{Condition, reason};
+    use skeg_protocol::status::{PodCondition, reason};
 
     use super::*;
 
     fn report(state: ContainerState, last: Option<Termination>) -> PodStatus {
         let ready = matches!(state, ContainerState::Running { .. });
         let kinds = [ConditionKind::PodScheduled, ConditionKind::Ready];
-        let conditions = kinds.map(|kind| Condition {
+        let conditions = kinds.map(|kind| PodCondition {
             kind,
             holds: ready || kind == ConditionKind::PodScheduled,
             since: 0,
