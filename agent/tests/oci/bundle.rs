@@ -42,6 +42,7 @@ impl Bundle {
         bundle.works(&["spec"]);
         bundle.change(|config| {
             config["process"]["args"] = json!(arguments);
+            config["process"]["terminal"] = json!(false);
             config["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.cgroup));
         });
         bundle
