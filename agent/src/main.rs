@@ -26,6 +26,7 @@ mod oci;
 mod peer;
 mod ports;
 mod streams;
+mod vault;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@
 //! rules in the kernel; until then a pod sees all its clients as 127.0.0.1, and UDP ports are refused.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream as StdStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpStream as StdStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,14 +32,14 @@ pub enum PortError {
         /// Which port.
         port: u16,
         /// On which address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// What the kernel says.
         #[source]
         source: io::Error,
     },
-    /// UDP is not carried.
-    #[error("host port {port} can't be published: UDP host ports are not possible yet; use hostNetwork")]
-    Udp {
+    /// Only TCP is carried.
+    #[error("host port {port} can't be published: only TCP host ports are possible yet; use hostNetwork")]
+    Transport {
         /// Which port.
         port: u16,
     },
@@ -66,10 +66,10 @@ pub async fn publish(pod: &Pod, network: &Arc<OwnedFd>) -> Result<Published, Por
     let room = Rc::new(Semaphore::new(MOST_CONNECTIONS));
     for port in pod.containers.iter().flat_map(|container| &container.ports) {
         let Some(host_port) = port.host_port else { continue };
-        if port.protocol == Protocol::Udp {
-            return Err(PortError::Udp { port: host_port });
+        if port.protocol != Protocol::Tcp {
+            return Err(PortError::Transport { port: host_port });
         }
-        let address = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let address = port.host_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let listener = TcpListener::bind((address, host_port)).await.map_err(|source| PortError::Listen {
             port: host_port,
             address,

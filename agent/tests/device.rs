@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
-use skeg_protocol::manifest::{Port, Protocol, RestartPolicy, Volume, VolumeMount, VolumeSource};
+use skeg_protocol::manifest::{EmptyDir, HostPathKind, Port, RestartPolicy, Volume, VolumeMount, VolumeSource};
 use skeg_protocol::{ContainerState, Phase};
 use support::{Device, cannot_run, err, out, runs, uid, until, waits};
 
@@ -35,12 +35,15 @@ fn a_pod_runs_answers_and_leaves_nothing_behind() {
     pod.containers[0].ports = vec![Port {
         container_port: 8080,
         host_port: Some(free),
-        host_ip: Some(Ipv4Addr::LOCALHOST),
-        protocol: Protocol::Tcp,
+        host_ip: Some(Ipv4Addr::LOCALHOST.into()),
+        ..Port::default()
     }];
-    pod.volumes = vec![Volume { name: "data".try_into().unwrap(), source: VolumeSource::EmptyDir { memory: true } }];
+    pod.volumes = vec![Volume {
+        name: "data".try_into().unwrap(),
+        source: VolumeSource::EmptyDir(EmptyDir { memory: true, ..EmptyDir::default() }),
+    }];
     pod.containers[0].mounts =
-        vec![VolumeMount { volume: "data".try_into().unwrap(), path: "/data".to_owned(), read_only: false }];
+        vec![VolumeMount { volume: "data".try_into().unwrap(), path: "/data".to_owned(), ..VolumeMount::default() }];
     device.controller.want(vec![pod]);
     device.controller.wait("the pod to run", |told| told.pods.get(&uid(1)).is_some_and(runs));
 
@@ -111,13 +114,13 @@ fn every_failure_says_why_and_leaves_the_others_alone() {
     port_taken.containers[0].ports = vec![Port {
         container_port: 80,
         host_port: Some(port),
-        host_ip: Some(Ipv4Addr::LOCALHOST),
-        protocol: Protocol::Tcp,
+        host_ip: Some(Ipv4Addr::LOCALHOST.into()),
+        ..Port::default()
     }];
     let mut no_path = device.pod(7, "no-path", "true");
     no_path.volumes = vec![Volume {
         name: "gone".try_into().unwrap(),
-        source: VolumeSource::HostPath { path: "/nothing/like/it".to_owned() },
+        source: VolumeSource::HostPath { path: "/nothing/like/it".to_owned(), kind: HostPathKind::Any },
     }];
     let mut done = device.pod(8, "done", "exit 0");
     done.restart_policy = RestartPolicy::OnFailure;
@@ -163,7 +166,7 @@ fn every_failure_says_why_and_leaves_the_others_alone() {
 
 /// A volume and where it is mounted: below the root, by its name.
 fn volume(name: &str, source: VolumeSource) -> (Volume, VolumeMount) {
-    let mount = VolumeMount { volume: name.try_into().unwrap(), path: format!("/{name}"), read_only: false };
+    let mount = VolumeMount { volume: name.try_into().unwrap(), path: format!("/{name}"), ..VolumeMount::default() };
     (Volume { name: name.try_into().unwrap(), source }, mount)
 }
 
@@ -190,9 +193,9 @@ fn start_pods_with_users(device: &Device, host: &Path) {
     fs::set_permissions(host.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
     fs::set_permissions(host, fs::Permissions::from_mode(0o777)).unwrap();
     let volumes = [
-        volume("disk", VolumeSource::EmptyDir { memory: false }),
-        volume("memory", VolumeSource::EmptyDir { memory: true }),
-        volume("host", VolumeSource::HostPath { path: host.to_str().unwrap().to_owned() }),
+        volume("disk", VolumeSource::EmptyDir(EmptyDir::default())),
+        volume("memory", VolumeSource::EmptyDir(EmptyDir { memory: true, ..EmptyDir::default() })),
+        volume("host", VolumeSource::HostPath { path: host.to_str().unwrap().to_owned(), kind: HostPathKind::Any }),
     ];
     let script = "echo begun; echo by name > /dev/stdout; echo error > /dev/stderr; > /host/$HOSTNAME; > /disk/file; \
                   > /memory/file; exec sleep 1000";
@@ -205,7 +208,8 @@ fn start_pods_with_users(device: &Device, host: &Path) {
     pods[2].host_users = true;
     pods[3].containers[0].security.user = Some(33);
     // The kernel's own filesystems can't show other owners.
-    let (system, mount) = volume("host-proc", VolumeSource::HostPath { path: "/proc".to_owned() });
+    let (system, mount) =
+        volume("host-proc", VolumeSource::HostPath { path: "/proc".to_owned(), kind: HostPathKind::Any });
     let mut refused = device.pod(5, "refused", "true");
     (refused.volumes, refused.containers[0].mounts) = (vec![system], vec![mount]);
     pods.push(refused);
@@ -295,10 +299,14 @@ fn killing_the_agent_again_and_again_loses_nothing() {
     ending.restart_policy = RestartPolicy::Never;
     ending.volumes = vec![Volume {
         name: "signal".try_into().unwrap(),
-        source: VolumeSource::HostPath { path: signal.to_str().unwrap().to_owned() },
+        source: VolumeSource::HostPath { path: signal.to_str().unwrap().to_owned(), kind: HostPathKind::Any },
     }];
-    ending.containers[0].mounts =
-        vec![VolumeMount { volume: "signal".try_into().unwrap(), path: "/signal".to_owned(), read_only: true }];
+    ending.containers[0].mounts = vec![VolumeMount {
+        volume: "signal".try_into().unwrap(),
+        path: "/signal".to_owned(),
+        read_only: true,
+        sub_path: None,
+    }];
     pods.push(ending);
     device.controller.want(pods);
     device.controller.wait("six pods to run", |told| (1..=6).all(|n| told.pods.get(&uid(n)).is_some_and(runs)));
@@ -329,9 +337,10 @@ fn pods_come_back_without_a_controller() {
     needs_root!();
     let mut device = Device::start("returns");
     let mut pod = device.pod(1, "keeper", "echo one >> /data/file; exec sleep 1000");
-    pod.volumes = vec![Volume { name: "data".try_into().unwrap(), source: VolumeSource::EmptyDir { memory: false } }];
+    pod.volumes =
+        vec![Volume { name: "data".try_into().unwrap(), source: VolumeSource::EmptyDir(EmptyDir::default()) }];
     pod.containers[0].mounts =
-        vec![VolumeMount { volume: "data".try_into().unwrap(), path: "/data".to_owned(), read_only: false }];
+        vec![VolumeMount { volume: "data".try_into().unwrap(), path: "/data".to_owned(), ..VolumeMount::default() }];
     device.controller.want(vec![pod]);
     device.controller.wait("the pod to run", |told| told.pods.get(&uid(1)).is_some_and(runs));
     device.power_off();

@@ -85,9 +85,10 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_sent() {
-        let base = Manifest { revision: 4, pods: vec![pod(1, "a"), pod(2, "a"), pod(3, "a")] };
+        let base = Manifest { revision: 4, pods: vec![pod(1, "a"), pod(2, "a"), pod(3, "a")], ..Manifest::default() };
         let pods = vec![pod(1, "a"), pod(3, "b"), pod(4, "a")];
-        let target = StoredManifest { manifest: Manifest { revision: 5, pods }, digest: Digest([9; 32]) };
+        let target =
+            StoredManifest { manifest: Manifest { revision: 5, pods, ..Manifest::default() }, digest: Digest([9; 32]) };
         assert_eq!(
             difference(Some(&base), &target),
             [
@@ -114,12 +115,7 @@ mod tests {
 
     #[test]
     fn of_two_pods_with_one_host_port_the_first_gets_it() {
-        let port = skeg_protocol::manifest::Port {
-            container_port: 80,
-            host_port: Some(8080),
-            host_ip: None,
-            protocol: skeg_protocol::manifest::Protocol::Tcp,
-        };
+        let port = skeg_protocol::manifest::Port { container_port: 80, host_port: Some(8080), ..Default::default() };
         let [mut first, mut second] = [pod(9, "a"), pod(1, "a")];
         first.containers[0].ports.push(port.clone());
         second.containers[0].ports.push(port);
@@ -127,6 +123,6 @@ mod tests {
         assert_eq!(taken.iter().map(|pod| pod.uid.0[0]).collect::<Vec<_>>(), [3, 9]);
         assert_eq!(refused.len(), 1);
         assert!(refused[0].0 == second.uid && refused[0].1.contains("8080"), "{refused:?}");
-        assert_eq!(Manifest { revision: 1, pods: taken }.validate(), Ok(()));
+        assert_eq!(Manifest { revision: 1, pods: taken, ..Manifest::default() }.validate(), Ok(()));
     }
 }

@@ -23,7 +23,6 @@ mod server;
 mod store;
 mod time;
 mod tls;
-mod yaml;
 
 use std::process::ExitCode;
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
+use skeg_kube::{image_references, pull_secret_names};
 use skeg_protocol::manifest::{Image, ImageSource};
 use skeg_protocol::{Pod, Uid};
 use tokio::sync::{Semaphore, mpsc};
@@ -16,7 +17,7 @@ use crate::app::App;
 use crate::compile::assemble;
 use crate::images::{self, Answers, Standing, shared_asker};
 use crate::link::Command;
-use crate::pods::{conditions, convert, failed_images, image_references, pull_secret_names, unschedulable};
+use crate::pods::{conditions, convert, failed_images, unschedulable};
 use crate::pull_secrets;
 use crate::schedule::{Load, choose};
 use crate::store::{Action, Change, Expired, Key, Store, StoreError, Watch, update};
@@ -273,14 +274,14 @@ impl Manager {
         let mut images = Vec::new();
         let mut failures = Vec::new();
         for (index, reference) in image_references(pod).iter().enumerate() {
-            let before = prior.and_then(|pod| pod.containers.get(index)).map(|container| &container.image);
+            let before = prior.and_then(|pod| pod.all_containers().nth(index)).map(|container| &container.image);
             match before.filter(|image| image.reference == *reference) {
                 Some(image) => images.push(image.clone()),
                 None => match self.resolve(pod, &asker(pod, index, uid), reference)? {
                     Ok(Some(image)) => images.push(image),
                     Ok(None) => {}
                     Err((reason, message)) => {
-                        let name = pod["spec"]["containers"][index]["name"].as_str().unwrap_or_default();
+                        let name = container_at(pod, index)["name"].as_str().unwrap_or_default();
                         failures.push((name.to_owned(), reason, message));
                     }
                 },
@@ -345,10 +346,15 @@ impl Manager {
 /// For whom a container's reference is asked for: for its pod alone where it is always asked for, else for all with
 /// the same pull secrets.
 fn asker(pod: &Value, container: usize, uid: &str) -> String {
-    if pod["spec"]["containers"][container]["imagePullPolicy"] == "Always" {
+    if container_at(pod, container)["imagePullPolicy"] == "Always" {
         return uid.to_owned();
     }
     shared_asker(pod["metadata"]["namespace"].as_str().unwrap_or_default(), pull_secret_names(pod))
+}
+
+/// A container as it is written; init containers come first.
+fn container_at(pod: &Value, index: usize) -> &Value {
+    skeg_kube::containers(pod).nth(index).unwrap_or(&Value::Null)
 }
 
 /// An image as a stand-in where only a pod's form is checked.

@@ -12,7 +12,7 @@ pub type Label = heapless::String<63>;
 pub type Name = heapless::String<253>;
 
 /// A SHA-256 content digest; `sha256:<64 hex digits>` in text (OCI image-spec, descriptor.md).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Digest(pub [u8; 32]);
 
 /// Why a text is no digest.

@@ -30,3 +30,11 @@ pub const MAX_STREAMS: usize = 64;
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 /// Largest body of one piece of stream data in bytes.
 pub const MAX_STREAM_DATA: usize = 16 * 1024;
+/// Most labels, annotations, selectors and the like of one object.
+pub const MAX_LABELS: usize = 256;
+/// Most config maps and secrets, services, jobs and cron jobs, each, in one manifest.
+pub const MAX_ITEMS: usize = 1024;
+/// Most named networks in one manifest, and of one pod.
+pub const MAX_NETWORKS: usize = 64;
+/// Largest config map or secret in bytes, keys and values together (Kubernetes: 1 MiB).
+pub const MAX_DATA: usize = 1 << 20;

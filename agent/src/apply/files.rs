@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use skeg_protocol::manifest::VolumeSource;
+use skeg_protocol::manifest::{EmptyDir, VolumeSource};
 use skeg_protocol::{Label, Pod, Uid};
 
 use super::Key;
@@ -105,20 +105,23 @@ impl Folders {
         let mut volumes = BTreeMap::new();
         for (index, volume) in pod.volumes.iter().enumerate() {
             let path = match &volume.source {
-                VolumeSource::EmptyDir { memory: false } => {
+                VolumeSource::EmptyDir(EmptyDir { memory: false, .. }) => {
                     let path = self.pod(pod.uid).join("volumes").join(volume.name.as_str());
                     open_folder(&path).and_then(|()| give(&path, root)).map_err(failed(&path))?;
                     path
                 }
-                VolumeSource::EmptyDir { memory: true } => {
+                VolumeSource::EmptyDir(EmptyDir { memory: true, .. }) => {
                     let path = self.pod_run(pod.uid).join("volumes").join(volume.name.as_str());
                     let made = open_folder(&path).and_then(|()| mount_memory(&path));
                     made.and_then(|()| give(&path, root)).map_err(failed(&path))?;
                     path
                 }
                 // Resolved here once, so that what is mounted is what was looked at.
-                VolumeSource::HostPath { path } => fs::canonicalize(path)
+                VolumeSource::HostPath { path, .. } => fs::canonicalize(path)
                     .map_err(|error| format!("spec.volumes[{index}].hostPath.path {path:?}: {error}"))?,
+                VolumeSource::Persistent { .. } | VolumeSource::Projected { .. } => {
+                    return Err(format!("spec.volumes[{index}]: a volume of this kind is not possible yet"));
+                }
             };
             volumes.insert(volume.name.clone(), path);
         }

@@ -1,7 +1,9 @@
 //! A container's environment: what the image, the runtime and the pod say, the pod's word last, and Kubernetes'
 //! `$(NAME)` in values and arguments.
 
-use skeg_protocol::manifest::EnvVar;
+use skeg_protocol::manifest::{EnvValue, EnvVar};
+
+use super::ConvertError;
 
 /// Where programs are looked for when nobody says.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -14,7 +16,15 @@ fn set(variables: &mut Vec<(String, String)>, name: &str, value: String) {
 }
 
 /// Merges; the order of first mention is kept.
-pub(crate) fn merge(image: &[String], pod: &[EnvVar], hostname: &str, home: &str) -> Vec<(String, String)> {
+///
+/// # Errors
+/// A value that is no text: nothing on a device resolves those yet.
+pub(crate) fn merge(
+    image: &[String],
+    pod: &[EnvVar],
+    hostname: &str,
+    home: &str,
+) -> Result<Vec<(String, String)>, ConvertError> {
     let mut variables = Vec::new();
     for (name, value) in [("PATH", PATH), ("HOSTNAME", hostname), ("HOME", home)] {
         set(&mut variables, name, value.to_owned());
@@ -25,10 +35,13 @@ pub(crate) fn merge(image: &[String], pod: &[EnvVar], hostname: &str, home: &str
         }
     }
     for variable in pod {
-        let value = expand(&variable.value, &variables);
+        let EnvValue::Text(text) = &variable.value else {
+            return Err(ConvertError::new(format!("env[{}].valueFrom", variable.name), "is not possible yet"));
+        };
+        let value = expand(text, &variables);
         set(&mut variables, &variable.name, value);
     }
-    variables
+    Ok(variables)
 }
 
 /// Replaces `$(NAME)` by the variable's value; `$$` is a `$`; what names nothing stays as it is.
@@ -65,14 +78,14 @@ mod tests {
     use super::*;
 
     fn variable(name: &str, value: &str) -> EnvVar {
-        EnvVar { name: name.to_owned(), value: value.to_owned() }
+        EnvVar { name: name.to_owned(), value: value.into() }
     }
 
     #[test]
     fn the_pods_word_comes_last_and_sees_what_is_before_it() {
         let image = ["PATH=/opt".to_owned(), "A=image".to_owned(), "broken".to_owned(), "=x".to_owned()];
         let pod = [variable("A", "pod"), variable("B", "$(A)-$(C)"), variable("C", "late")];
-        let merged = merge(&image, &pod, "web-0", "/root");
+        let merged = merge(&image, &pod, "web-0", "/root").unwrap();
         let expected = [
             ("PATH", "/opt"),
             ("HOSTNAME", "web-0"),

@@ -101,8 +101,8 @@ fn fill_process(process: &mut oci::Process, inputs: &Inputs<'_>) -> Result<(), C
     let empty = oci_spec::image::Config::default();
     let config = image.config().as_ref().unwrap_or(&empty);
     let (passwd, group) = (users::read(inputs.layers, "etc/passwd"), users::read(inputs.layers, "etc/group"));
-    let Security { user, group: gid, run_as_non_root, .. } = container.security;
-    let identity = users::resolve(config.user().as_deref().unwrap_or_default(), user, gid, &passwd, &group)?;
+    let Security { user, group: gid, run_as_non_root, .. } = &container.security;
+    let identity = users::resolve(config.user().as_deref().unwrap_or_default(), *user, *gid, &passwd, &group)?;
     let highest = identity.groups.iter().chain([&identity.uid, &identity.gid]).copied().max();
     if inputs.own_users
         && let Some(id) = highest.filter(|id| *id >= USERS)
@@ -111,7 +111,7 @@ fn fill_process(process: &mut oci::Process, inputs: &Inputs<'_>) -> Result<(), C
             format!("user or group {id} is not one of the pod's own {USERS}; set hostUsers: true in the spec");
         return Err(ConvertError::new("securityContext.runAsUser", problem));
     }
-    if run_as_non_root && identity.uid == 0 {
+    if *run_as_non_root && identity.uid == 0 {
         let problem = "is set, and the container would run as user 0; set runAsUser";
         return Err(ConvertError::new("securityContext.runAsNonRoot", problem));
     }
@@ -120,7 +120,7 @@ fn fill_process(process: &mut oci::Process, inputs: &Inputs<'_>) -> Result<(), C
         &container.env,
         inputs.hostname,
         identity.home.as_deref().unwrap_or("/"),
-    );
+    )?;
     let expand = |words: &[String]| words.iter().map(|word| env::expand(word, &variables)).collect::<Vec<_>>();
     let arguments = arguments(
         config.entrypoint().as_deref().unwrap_or_default(),

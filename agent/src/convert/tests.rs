@@ -64,14 +64,24 @@ fn the_spec_holds_what_image_and_pod_say() {
 fn users_of_its_own_are_65536_and_own_what_they_own_on_the_host() {
     let mut pod = pod(1, "web", &["main"]);
     pod.volumes = vec![
-        Volume { name: "made".try_into().unwrap(), source: VolumeSource::EmptyDir { memory: false } },
-        Volume { name: "found".try_into().unwrap(), source: VolumeSource::HostPath { path: "/srv".to_owned() } },
+        Volume {
+            name: "made".try_into().unwrap(),
+            source: VolumeSource::EmptyDir(skeg_protocol::manifest::EmptyDir::default()),
+        },
+        Volume {
+            name: "found".try_into().unwrap(),
+            source: VolumeSource::HostPath {
+                path: "/srv".to_owned(),
+                kind: skeg_protocol::manifest::HostPathKind::Any,
+            },
+        },
     ];
     for name in ["made", "found"] {
         let mount = skeg_protocol::manifest::VolumeMount {
             volume: name.try_into().unwrap(),
             path: format!("/{name}"),
             read_only: false,
+            sub_path: None,
         };
         pod.containers[0].mounts.push(mount);
     }
@@ -143,6 +153,7 @@ fn errors_name_the_field() {
         volume: "data".try_into().unwrap(),
         path: "/data".to_owned(),
         read_only: true,
+        sub_path: None,
     }];
     assert!(convert(&mounted, &image(""), &[]).unwrap_err().contains("volumeMounts[0].name"));
     let spec = convert(&mounted, &image(""), &[("data", "/state/data")]).unwrap();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use skeg_protocol::manifest::{Image, ImageSource, Limits, PullPolicy, RestartPolicy, Security};
+use skeg_protocol::manifest::{Image, ImageSource, RestartPolicy};
 use skeg_protocol::{Container as WantedContainer, Digest};
 
 use super::*;
@@ -15,28 +15,15 @@ pub(crate) fn pod(number: u8, name: &str, containers: &[&str]) -> Pod {
         uid: Uid([number; 16]),
         namespace: "default".try_into().unwrap(),
         name: name.try_into().unwrap(),
-        host_network: false,
-        restart_policy: RestartPolicy::Always,
-        termination_grace_seconds: 30,
         containers: containers
             .iter()
             .map(|name| WantedContainer {
                 name: (*name).try_into().unwrap(),
                 image: Image { reference: "demo:1".to_owned(), digest: Digest([7; 32]), source: ImageSource::Registry },
-                command: Vec::new(),
-                args: Vec::new(),
-                env: Vec::new(),
-                working_dir: None,
-                security: Security::default(),
-                limits: Limits::default(),
-                pull_policy: PullPolicy::default(),
-                mounts: Vec::new(),
-                ports: Vec::new(),
+                ..WantedContainer::default()
             })
             .collect(),
-        volumes: Vec::new(),
-        image_pull_secrets: Vec::new(),
-        host_users: false,
+        ..Pod::default()
     }
 }
 
@@ -224,12 +211,12 @@ fn a_changed_pod_and_a_taken_name_wait_until_the_old_one_is_gone() {
     let heir = pod(2, "web", &["main"]);
     let there = |leaving| [Observed { pod: &old, leaving }];
     for wanted in [&changed, &heir] {
-        let desired = Manifest { revision: 1, pods: vec![wanted.clone()] };
+        let desired = Manifest { revision: 1, pods: vec![wanted.clone()], ..Manifest::default() };
         assert_eq!(reconcile(&desired, there(false).into_iter()), [Change::Stop(old.uid)]);
         assert_eq!(reconcile(&desired, there(true).into_iter()), []);
         assert_eq!(reconcile(&desired, std::iter::empty()), [Change::Admit(Box::new(wanted.clone()))]);
     }
-    let same = Manifest { revision: 2, pods: vec![old.clone()] };
+    let same = Manifest { revision: 2, pods: vec![old.clone()], ..Manifest::default() };
     assert_eq!(reconcile(&same, there(false).into_iter()), []);
 }
 
@@ -416,7 +403,7 @@ fn wanted(versions: [u8; 3], revision: u64) -> Manifest {
         pod.containers[0].args = vec![version.to_string()];
         pod
     });
-    Manifest { revision, pods: pods.collect() }
+    Manifest { revision, pods: pods.collect(), ..Manifest::default() }
 }
 
 proptest! {

@@ -51,7 +51,7 @@ impl Assembly {
             pods.remove(uid);
         }
         pods.extend(changed);
-        let manifest = Manifest { revision: end.revision, pods: pods.into_values().collect() };
+        let manifest = Manifest { revision: end.revision, pods: pods.into_values().collect(), ..Manifest::default() };
         manifest.validate().map_err(|invalid| invalid.to_string())?;
         match manifest_digest(&manifest) {
             Ok(digest) if digest == end.digest => Ok(manifest),
@@ -109,10 +109,18 @@ mod tests {
 
     #[test]
     fn a_difference_leads_to_the_announced_manifest() {
-        let old = Manifest { revision: 4, pods: vec![pod(1, "a", &["m"]), pod(2, "b", &["m"]), pod(3, "c", &["m"])] };
+        let old = Manifest {
+            revision: 4,
+            pods: vec![pod(1, "a", &["m"]), pod(2, "b", &["m"]), pod(3, "c", &["m"])],
+            ..Manifest::default()
+        };
         let mut changed = pod(3, "c", &["m"]);
         changed.host_network = true;
-        let new = Manifest { revision: 5, pods: vec![pod(1, "a", &["m"]), changed.clone(), pod(4, "d", &["m"])] };
+        let new = Manifest {
+            revision: 5,
+            pods: vec![pod(1, "a", &["m"]), changed.clone(), pod(4, "d", &["m"])],
+            ..Manifest::default()
+        };
         let mut assembly = Assembly::default();
         let begin = ManifestBegin { revision: 5, base: 4, removed: vec![Uid([2; 16])] };
         let send = |assembly: &mut Assembly| {
@@ -138,7 +146,9 @@ mod tests {
         let mut assembly = Assembly::default();
         assembly.begin(ManifestBegin { revision: 1, base: 0, removed: Vec::new() });
         assembly.pod(bad.clone());
-        let error = assembly.end(ended(&Manifest { revision: 1, pods: vec![bad] }), &Manifest::default()).unwrap_err();
+        let error = assembly
+            .end(ended(&Manifest { revision: 1, pods: vec![bad], ..Manifest::default() }), &Manifest::default())
+            .unwrap_err();
         assert!(error.contains("spec.containers"), "{error}");
     }
 

@@ -151,7 +151,7 @@ impl Controller {
     pub fn want(&self, mut pods: Vec<skeg_protocol::Pod>) {
         pods.sort_by_key(|pod| pod.uid);
         let revision = self.wanted.borrow().0.revision + 1;
-        let manifest = Manifest { revision, pods };
+        let manifest = Manifest { revision, pods, ..Manifest::default() };
         manifest.validate().unwrap();
         self.wanted.send_modify(|wanted| wanted.0 = manifest);
         self.wait("the manifest to be held", |told| told.held == revision);

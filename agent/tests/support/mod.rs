@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use controller::Controller;
-use skeg_protocol::manifest::{Image, ImageSource, Limits, PullPolicy, RestartPolicy, Security};
+use skeg_protocol::manifest::{Image, ImageSource};
 use skeg_protocol::{Container, ContainerState, Digest, Pod, PodStatus, Uid};
 
 const SKEGD: &str = env!("CARGO_BIN_EXE_skegd");
@@ -131,8 +131,6 @@ impl Device {
             uid: uid(number),
             namespace: "default".try_into().unwrap(),
             name: name.try_into().unwrap(),
-            host_network: false,
-            restart_policy: RestartPolicy::Always,
             termination_grace_seconds: 2,
             containers: vec![Container {
                 name: "main".try_into().unwrap(),
@@ -141,19 +139,10 @@ impl Device {
                     digest: self.image,
                     source: ImageSource::Controller(image::REPOSITORY.to_owned()),
                 },
-                command: Vec::new(),
                 args: vec![script.to_owned()],
-                env: Vec::new(),
-                working_dir: None,
-                security: Security::default(),
-                limits: Limits::default(),
-                pull_policy: PullPolicy::default(),
-                mounts: Vec::new(),
-                ports: Vec::new(),
+                ..Container::default()
             }],
-            volumes: Vec::new(),
-            image_pull_secrets: Vec::new(),
-            host_users: false,
+            ..Pod::default()
         }
     }
 

@@ -5,8 +5,8 @@ use hyper::StatusCode;
 use hyper::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
-use crate::pods::Fault;
 use crate::store::{Expired, Key, StoreError};
+use skeg_kube::Fault;
 
 /// A failed request.
 #[derive(Debug)]

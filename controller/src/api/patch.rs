@@ -57,7 +57,7 @@ pub(super) fn apply(app: &App, key: &Key, media_type: &str, body: &Bytes) -> Res
         }
         "application/apply-patch+yaml" => {
             let text = std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the patch is no UTF-8"))?;
-            let patch = crate::yaml::parse_one(text).map_err(|error| ApiError::bad_request(error.to_string()))?;
+            let patch = skeg_kube::yaml::parse_one(text).map_err(|error| ApiError::bad_request(error.to_string()))?;
             let Some(mut object) = old else { return Ok(Patched::New(patch)) };
             merge(&mut object, &patch, &merge_key);
             Ok(Patched::Changed(object))

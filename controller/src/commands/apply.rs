@@ -33,7 +33,7 @@ pub(crate) async fn run(client: &Client, options: &Apply) -> Result<()> {
             }
             false => std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?,
         };
-        let objects = crate::yaml::parse(&text).with_context(|| format!("in {}", file.display()))?;
+        let objects = skeg_kube::yaml::parse(&text).with_context(|| format!("in {}", file.display()))?;
         if objects.is_empty() {
             bail!("{} holds no objects", file.display());
         }

@@ -39,7 +39,7 @@ fn named<'a>(config: &'a Value, list: &str, name: &str, inner: &str) -> Result<&
 /// Reads the current context of a kubeconfig.
 pub(super) fn load(path: &Path) -> Result<Access> {
     let text = std::fs::read_to_string(path)?;
-    let config = crate::yaml::parse_one(&text)?;
+    let config = skeg_kube::yaml::parse_one(&text)?;
     let current = config["current-context"].as_str().context("current-context is missing")?;
     let context = named(&config, "contexts", current, "context")?;
     let cluster = named(&config, "clusters", context["cluster"].as_str().unwrap_or_default(), "cluster")?;

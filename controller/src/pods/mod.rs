@@ -1,11 +1,22 @@
-//! Pods between two shapes: Kubernetes' JSON, which people write, and the protocol's typed form, which devices
-//! obey. Pure: no store, no clock, no network.
+//! Pods as the controller sees them: what their images mean, and their status from a device's report to Kubernetes'
+//! JSON. Pure: no store, no clock, no network.
 
-mod cursor;
-mod quantity;
-mod spec;
 mod status;
 
-pub(crate) use cursor::Fault;
-pub(crate) use spec::{convert, image_references, pull_secret_names};
+use serde_json::Value;
+use skeg_kube::Fault;
+use skeg_protocol::Pod;
+use skeg_protocol::manifest::Image;
+
 pub(crate) use status::{conditions, failed_images, from_device, unschedulable};
+
+/// Converts a Pod. `image` says what a container's image reference means, by the container's index.
+///
+/// # Errors
+/// The first field that is unknown, unsupported or breaks a rule.
+pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Result<Pod, Fault> {
+    skeg_kube::convert(pod, |index, reference| match reference.parse::<skeg_images::Reference>() {
+        Ok(_) => Ok(image(index, reference)),
+        Err(error) => Err(error.to_string()),
+    })
+}

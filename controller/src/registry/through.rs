@@ -249,7 +249,7 @@ mod tests {
             source: ImageSource::Registry,
         };
         let pod = crate::pods::convert(&object, image).unwrap();
-        let node = Manifest { revision: 1, pods: vec![pod] };
+        let node = Manifest { revision: 1, pods: vec![pod], ..Manifest::default() };
         let digest = Digest::of(b"x");
         let asked = |path: &str| asked(&node, path).map(|asked| (asked.manifest, asked.digest));
         assert_eq!(asked(&format!("127.0.0.1:5000/demo/web/manifests/{digest}")), Some((true, digest)));

@@ -37,7 +37,7 @@ fn decode(node: &str, revision: u64, bytes: &[u8]) -> Result<StoredManifest, Sto
         reason: error.to_string(),
     };
     let pods: Vec<Pod> = postcard::from_bytes(bytes).map_err(damaged)?;
-    Ok(StoredManifest { manifest: Manifest { revision, pods }, digest: digest(bytes) })
+    Ok(StoredManifest { manifest: Manifest { revision, pods, ..Manifest::default() }, digest: digest(bytes) })
 }
 
 fn digest(bytes: &[u8]) -> Digest {
@@ -91,7 +91,10 @@ impl Database {
             }
             Ok::<_, StoreError>(())
         })?;
-        Ok((StoredManifest { manifest: Manifest { revision, pods }, digest: digest(&bytes) }, true))
+        Ok((
+            StoredManifest { manifest: Manifest { revision, pods, ..Manifest::default() }, digest: digest(&bytes) },
+            true,
+        ))
     }
 
     /// Whether any kept manifest of a node has a pod.

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use skeg_protocol::codec::{Decoder, encode};
 use skeg_protocol::id::{Digest, Uid};
 use skeg_protocol::manifest::{
-    Container, EnvVar, Image, ImageSource, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy, Security, Volume,
-    VolumeMount, VolumeSource,
+    Container, EmptyDir, EnvValue, EnvVar, HostPathKind, Image, ImageSource, Limits, Pod, Port, Protocol, PullPolicy,
+    RestartPolicy, Security, Volume, VolumeMount, VolumeSource,
 };
 use skeg_protocol::message::{
     Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
@@ -70,25 +70,32 @@ fn security() -> impl Strategy<Value = Security> {
             read_only_root,
             add_capabilities,
             drop_capabilities,
+            ..Security::default()
         })
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
     (option::of(any::<u64>()), option::of(any::<u32>()), option::of(any::<u32>()))
-        .prop_map(|(memory_bytes, cpu_millis, pids)| Limits { memory_bytes, cpu_millis, pids })
+        .prop_map(|(memory_bytes, cpu_millis, pids)| Limits { memory_bytes, cpu_millis, pids, ..Limits::default() })
 }
 
 fn port() -> impl Strategy<Value = Port> {
-    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
-    (any::<u16>(), option::of(any::<u16>()), option::of(any::<std::net::Ipv4Addr>()), protocol).prop_map(
-        |(container_port, host_port, host_ip, protocol)| Port { container_port, host_port, host_ip, protocol },
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+    (short(), any::<u16>(), option::of(any::<u16>()), option::of(any::<std::net::IpAddr>()), protocol).prop_map(
+        |(name, container_port, host_port, host_ip, protocol)| Port {
+            name,
+            container_port,
+            host_port,
+            host_ip,
+            protocol,
+        },
     )
 }
 
 fn container() -> impl Strategy<Value = Container> {
-    let env = (text(), text()).prop_map(|(name, value)| EnvVar { name, value });
-    let mount =
-        (short(), text(), any::<bool>()).prop_map(|(volume, path, read_only)| VolumeMount { volume, path, read_only });
+    let env = (text(), text()).prop_map(|(name, value)| EnvVar { name, value: EnvValue::Text(value) });
+    let mount = (short(), text(), any::<bool>(), option::of(text()))
+        .prop_map(|(volume, path, read_only, sub_path)| VolumeMount { volume, path, read_only, sub_path });
     let words = (vec(text(), 0..3), vec(text(), 0..3), vec(env, 0..3), option::of(text()));
     let policy = prop_oneof![Just(PullPolicy::IfNotPresent), Just(PullPolicy::Never)];
     let image = (image(), policy);
@@ -105,6 +112,7 @@ fn container() -> impl Strategy<Value = Container> {
             limits,
             mounts,
             ports,
+            ..Container::default()
         },
     )
 }
@@ -112,8 +120,9 @@ fn container() -> impl Strategy<Value = Container> {
 fn pod() -> impl Strategy<Value = Pod> {
     let policy = prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)];
     let source = prop_oneof![
-        any::<bool>().prop_map(|memory| VolumeSource::EmptyDir { memory }),
-        text().prop_map(|path| VolumeSource::HostPath { path }),
+        (any::<bool>(), option::of(any::<u64>()), option::of(any::<u16>()))
+            .prop_map(|(memory, size_limit, mode)| VolumeSource::EmptyDir(EmptyDir { memory, size_limit, mode })),
+        text().prop_map(|path| VolumeSource::HostPath { path, kind: HostPathKind::File }),
     ];
     let volume = (short(), source).prop_map(|(name, source)| Volume { name, source });
     let names = (short(), short(), vec(short(), 0..3));
@@ -130,6 +139,7 @@ fn pod() -> impl Strategy<Value = Pod> {
             containers,
             volumes,
             host_users: hosts.1,
+            ..Pod::default()
         },
     )
 }

@@ -3,8 +3,10 @@
 
 use skeg_protocol::id::{Digest, Uid};
 use skeg_protocol::manifest::{
-    Container, EnvVar, Image, ImageSource, Limits, Pod, Port, Protocol, PullPolicy, RestartPolicy, Security, Volume,
-    VolumeMount, VolumeSource,
+    Attachment, BlockIo, Condition, Container, DataKind, DataSource, Dependency, Device, Dns, DnsPolicy, DownwardFile,
+    DownwardValue, EmptyDir, EnvFrom, EnvValue, EnvVar, Handler, HostAlias, HostPathKind, HttpGet, Image, ImageSource,
+    KeyPath, Lifecycle, Limits, Owner, Pod, PodField, Port, Probe, Probes, Projection, Protocol, PullPolicy, Requests,
+    ResourceField, ResourceName, RestartPolicy, Security, Ulimit, Volume, VolumeMount, VolumeSource,
 };
 use skeg_protocol::message::{
     Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
@@ -46,7 +48,51 @@ pub(crate) fn held() -> Held {
 
 /// A pod that uses every field.
 pub(crate) fn pod() -> Pod {
-    let container = Container {
+    Pod {
+        uid: Uid([0x22; 16]),
+        namespace: short("default"),
+        name: short("web-0"),
+        host_network: false,
+        restart_policy: RestartPolicy::OnFailure,
+        termination_grace_seconds: 30,
+        init_containers: vec![Container { name: short("prepare"), ..Container::default() }],
+        containers: vec![container()],
+        volumes: volumes(),
+        image_pull_secrets: vec![short("registry")],
+        host_users: true,
+        labels: vec![("app".to_owned(), "web".to_owned())],
+        annotations: vec![("example.org/note".to_owned(), "hello".to_owned())],
+        owner: Some(Owner { uid: Uid([0x33; 16]), index: Some(2) }),
+        share_processes: true,
+        active_deadline_seconds: Some(600),
+        networks: vec![Attachment {
+            network: short("front"),
+            aliases: vec![short("shop")],
+            ipv4: Some([172, 29, 7, 9].into()),
+            ipv6: Some([0xfd00, 0, 0, 0, 0, 0, 0, 9].into()),
+            mac: Some([2, 0, 0, 0, 0, 9]),
+        }],
+        no_network: false,
+        hostname: Some(short("web")),
+        subdomain: Some(short("shop")),
+        dns: Dns {
+            policy: DnsPolicy::None,
+            servers: vec![[192, 0, 2, 53].into()],
+            searches: vec![short("example.org")],
+            options: vec![short("ndots:2")],
+        },
+        host_aliases: vec![HostAlias { ip: None, hostnames: vec![short("host.docker.internal")] }],
+        fs_group: Some(2000),
+        supplemental_groups: vec![3000],
+        sysctls: vec![("net.core.somaxconn".to_owned(), "512".to_owned())],
+        priority: -7,
+        depends_on: vec![Dependency { pod: short("db-0"), condition: Condition::Healthy, optional: true }],
+        service_account: short("default"),
+    }
+}
+
+fn container() -> Container {
+    Container {
         name: short("web"),
         image: Image {
             reference: "demo-web:1".to_owned(),
@@ -55,7 +101,8 @@ pub(crate) fn pod() -> Pod {
         },
         command: vec!["/demo-web".to_owned()],
         args: vec!["--verbose".to_owned(), String::new()],
-        env: vec![EnvVar { name: "PORT".to_owned(), value: "8080".to_owned() }],
+        env_from: vec![EnvFrom { prefix: "P_".to_owned(), source: source(DataKind::ConfigMap) }],
+        env: variables(),
         working_dir: Some("/srv".to_owned()),
         security: Security {
             user: Some(1000),
@@ -64,32 +111,144 @@ pub(crate) fn pod() -> Pod {
             read_only_root: true,
             add_capabilities: vec![short("NET_BIND_SERVICE")],
             drop_capabilities: vec![short("ALL")],
+            user_name: Some("nobody:nogroup".to_owned()),
+            seccomp_unconfined: true,
         },
         pull_policy: PullPolicy::Never,
-        limits: Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), pids: Some(32) },
-        mounts: vec![VolumeMount { volume: short("data"), path: "/data".to_owned(), read_only: true }],
+        limits: limits(),
+        requests: Requests {
+            memory_bytes: Some(32 << 20),
+            cpu_millis: Some(100),
+            ephemeral_storage_bytes: Some(1 << 20),
+        },
+        devices: vec![Device {
+            path: "/dev/ttyUSB0".to_owned(),
+            container_path: "/dev/modem".to_owned(),
+            read: true,
+            write: true,
+            mknod: false,
+        }],
+        probes: probes(),
+        lifecycle: Lifecycle {
+            post_start: Some(Handler::Exec { command: vec!["true".to_owned()] }),
+            pre_stop: Some(Handler::Sleep { seconds: 2 }),
+            stop_signal: Some(3),
+        },
+        restart_policy: Some(RestartPolicy::Never),
+        max_restarts: Some(5),
+        stdin: true,
+        tty: true,
+        init: true,
+        mounts: vec![VolumeMount {
+            volume: short("data"),
+            path: "/data".to_owned(),
+            read_only: true,
+            sub_path: Some("web/$(PORT)".to_owned()),
+        }],
         ports: vec![Port {
+            name: short("http"),
             container_port: 8080,
             host_port: Some(18080),
             host_ip: Some([127, 0, 0, 1].into()),
             protocol: Protocol::Tcp,
         }],
-    };
-    Pod {
-        uid: Uid([0x22; 16]),
-        namespace: short("default"),
-        name: short("web-0"),
-        host_network: false,
-        restart_policy: RestartPolicy::OnFailure,
-        termination_grace_seconds: 30,
-        containers: vec![container],
-        volumes: vec![
-            Volume { name: short("data"), source: VolumeSource::HostPath { path: "/srv/data".to_owned() } },
-            Volume { name: short("cache"), source: VolumeSource::EmptyDir { memory: true } },
-        ],
-        image_pull_secrets: vec![short("registry")],
-        host_users: true,
     }
+}
+
+fn probes() -> Probes {
+    Probes {
+        startup: Some(probe(Handler::HttpGet(HttpGet {
+            https: true,
+            host: Some("localhost".to_owned()),
+            port: 8080,
+            path: "/healthz".to_owned(),
+            headers: vec![("X-Probe".to_owned(), "startup".to_owned())],
+        }))),
+        liveness: Some(probe(Handler::TcpSocket { host: None, port: 8080 })),
+        readiness: Some(probe(Handler::Grpc { port: 9090, service: "web".to_owned() })),
+        ignore_image: true,
+    }
+}
+
+fn variables() -> Vec<EnvVar> {
+    vec![
+        EnvVar { name: "PORT".to_owned(), value: "8080".into() },
+        EnvVar {
+            name: "KEY".to_owned(),
+            value: EnvValue::Key { source: source(DataKind::Secret), key: "api-key".to_owned() },
+        },
+        EnvVar { name: "ME".to_owned(), value: EnvValue::Field(PodField::Label("app".to_owned())) },
+        EnvVar { name: "MOST".to_owned(), value: EnvValue::Resource(memory_limit()) },
+    ]
+}
+
+fn source(kind: DataKind) -> DataSource {
+    DataSource { kind, name: "webapp".to_owned(), optional: true }
+}
+
+fn memory_limit() -> ResourceField {
+    ResourceField { container: Some(short("web")), resource: ResourceName::LimitsMemory, divisor_millis: 1000 << 20 }
+}
+
+fn probe(action: Handler) -> Probe {
+    Probe {
+        action,
+        initial_delay_ms: 500,
+        period_ms: 10_000,
+        timeout_ms: 1_000,
+        success_threshold: 1,
+        failure_threshold: 3,
+        termination_grace_seconds: Some(5),
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        memory_bytes: Some(64 << 20),
+        memory_swap_bytes: Some(96 << 20),
+        cpu_millis: Some(500),
+        cpuset: Some("0-2".to_owned()),
+        pids: Some(32),
+        ephemeral_storage_bytes: Some(8 << 20),
+        huge_pages: vec![(2 << 20, 4 << 20)],
+        block_io: vec![BlockIo {
+            device: "/dev/sda".to_owned(),
+            read_bytes: Some(1 << 20),
+            write_bytes: Some(2 << 20),
+            read_operations: Some(100),
+            write_operations: Some(200),
+        }],
+        ulimits: vec![Ulimit { name: short("nofile"), soft: 4096, hard: 8192 }],
+        shm_bytes: Some(64 << 20),
+        oom_score_adj: Some(-500),
+    }
+}
+
+fn volumes() -> Vec<Volume> {
+    let files =
+        DownwardFile { path: "memory".to_owned(), mode: Some(0o444), value: DownwardValue::Resource(memory_limit()) };
+    let labels = DownwardFile { path: "labels".to_owned(), mode: None, value: DownwardValue::Field(PodField::Labels) };
+    let key = KeyPath { key: "api-key".to_owned(), path: "keys/api".to_owned(), mode: Some(0o400) };
+    let empty = EmptyDir { memory: true, size_limit: Some(8 << 20), mode: Some(0o1777) };
+    let projected = VolumeSource::Projected {
+        sources: vec![
+            Projection::Data { source: source(DataKind::Secret), items: vec![key] },
+            Projection::Downward(vec![files, labels]),
+        ],
+        default_mode: 0o644,
+    };
+    vec![
+        Volume {
+            name: short("data"),
+            source: VolumeSource::HostPath { path: "/srv/data".to_owned(), kind: HostPathKind::Directory },
+        },
+        Volume { name: short("cache"), source: VolumeSource::EmptyDir(empty) },
+        Volume {
+            name: short("kept"),
+            source: VolumeSource::Persistent { name: "db-data".to_owned(), read_only: true },
+        },
+        Volume { name: short("about"), source: projected },
+    ]
 }
 
 /// A container that crashed, waits, and will be started again.

@@ -6,11 +6,12 @@ use serde_json::Value;
 /// Crate, and the crates of ours that it may use.
 const DRAWN: &[(&str, &[&str])] = &[
     ("skeg-protocol", &[]),
+    ("skeg-kube", &["skeg-protocol"]),
     ("skeg-runtime", &[]),
     ("skeg-images", &[]),
     ("skeg-disk", &[]),
-    ("skeg-agent", &["skeg-protocol", "skeg-runtime", "skeg-images"]),
-    ("skeg-controller", &["skeg-protocol", "skeg-images", "skeg-disk"]),
+    ("skeg-agent", &["skeg-protocol", "skeg-kube", "skeg-runtime", "skeg-images"]),
+    ("skeg-controller", &["skeg-protocol", "skeg-kube", "skeg-images", "skeg-disk"]),
     ("skeg-qemu-tests", &["skeg-disk"]),
     ("demo-web", &[]),
     // Not drawn as a part of the product: the benches measure the runtime and the image store.

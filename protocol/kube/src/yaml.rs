@@ -1,7 +1,21 @@
 //! YAML and JSON as people write manifests: several documents, Kubernetes' reading of booleans and octals.
 
-use anyhow::{Result, bail};
 use serde_json::Value;
+use thiserror::Error;
+
+/// Why a text holds no documents.
+#[derive(Debug, Error)]
+pub enum YamlError {
+    /// It is no YAML; the message has the line.
+    #[error(transparent)]
+    Syntax(#[from] serde_saphyr::Error),
+    /// A document is no object.
+    #[error("a document must be an object with apiVersion and kind, not {0}")]
+    NoObject(Value),
+    /// There is none, or there are several.
+    #[error("exactly one document is needed")]
+    NotOne,
+}
 
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! { strict_booleans: true, legacy_octal_numbers: true }
@@ -11,7 +25,7 @@ fn options() -> serde_saphyr::Options {
 ///
 /// # Errors
 /// What does not parse, with its line.
-pub(crate) fn parse(text: &str) -> Result<Vec<Value>> {
+pub fn parse(text: &str) -> Result<Vec<Value>, YamlError> {
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options())?;
     let mut objects = Vec::new();
     for document in documents {
@@ -21,7 +35,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Value>> {
                 objects.extend(list.get("items").and_then(Value::as_array).cloned().unwrap_or_default());
             }
             object @ Value::Object(_) => objects.push(object),
-            other => bail!("a document must be an object with apiVersion and kind, not {other}"),
+            other => return Err(YamlError::NoObject(other)),
         }
     }
     Ok(objects)
@@ -31,11 +45,11 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Value>> {
 ///
 /// # Errors
 /// It does not parse, or holds none or several.
-pub(crate) fn parse_one(text: &str) -> Result<Value> {
+pub fn parse_one(text: &str) -> Result<Value, YamlError> {
     let mut objects = parse(text)?;
     match (objects.pop(), objects.len()) {
         (Some(object), 0) => Ok(object),
-        _ => bail!("exactly one document is needed"),
+        _ => Err(YamlError::NotOne),
     }
 }
 

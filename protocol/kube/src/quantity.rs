@@ -2,7 +2,7 @@
 
 /// Parses a quantity and gives it in thousandths, rounded up as Kubernetes does; `None` where it is none, is
 /// negative or is too large.
-pub(crate) fn millis(text: &str) -> Option<u128> {
+pub fn millis(text: &str) -> Option<u128> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -37,7 +37,7 @@ pub(crate) fn millis(text: &str) -> Option<u128> {
 }
 
 /// Parses a quantity and gives it in whole units, rounded up.
-pub(crate) fn units(text: &str) -> Option<u64> {
+pub fn units(text: &str) -> Option<u64> {
     millis(text)?.div_ceil(1000).try_into().ok()
 }
 
