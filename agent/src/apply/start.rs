@@ -172,7 +172,9 @@ fn start_failed(error: &StartError) -> NotStarted {
             };
             NotStarted::CannotRun { code, message: chain(error) }
         }
-        StartError::Plan(PlanError::Ids { .. }) => refused(format!("{}; set hostUsers: true in the spec", chain(error))),
+        StartError::Plan(PlanError::Ids { .. }) => {
+            refused(format!("{}; set hostUsers: true in the spec", chain(error)))
+        }
         other => not_created(other),
     }
 }

@@ -1,10 +1,12 @@
 //! A seccomp agent: gets the listener of a container's filter, and answers for the kernel.
 
 use super::support::{Ground, cannot_run, change_linux, change_process, shell, with_arguments};
-use crate::{ExecRequest, Extras, HookState, Reaper, StartError, StartRequest, Stdio, bind_start_socket, exec, oci, wait};
+use crate::{
+    ExecRequest, Extras, HookState, Reaper, StartError, StartRequest, Stdio, bind_start_socket, exec, oci, wait,
+};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use std::io::{IoSliceMut, Read};
 use std::fs::File;
+use std::io::{IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
