@@ -23,12 +23,14 @@ use crate::apply::{
 use crate::ask::clear_left_over;
 use crate::config::Config;
 use crate::core::{
-    Action, ContainerEvent, Event, Found, Known, Node, Now, Order, Outcome, PodRecord, RecordedPhase, Step,
+    Action, ContainerEvent, Event, Found, Known, Node, Now, Order, Outcome, PodRecord, RecordedPhase, Step, Verdict,
 };
+use crate::events::{Events, of_device};
 use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
 use crate::peer::Stream;
+use crate::trial::{Standing, State};
 use crate::{appliance, link, local, streams};
 
 /// Longest wait for containers when the agent is told to end.
@@ -59,6 +61,8 @@ pub struct Agent {
     pub held: RefCell<Manifest>,
     /// State of the link, for people.
     pub link: RefCell<String>,
+    /// How that manifest stands.
+    standing: RefCell<Standing>,
     workers: RefCell<BTreeMap<Uid, mpsc::UnboundedSender<Action>>>,
     changed: watch::Sender<u64>,
 }
@@ -107,8 +111,8 @@ impl Agent {
                     host.events.send(Event::Fetched { pod: Arc::clone(&pod), container: name, result }).ok();
                 });
             }
-            Order::Tell(happening) => log::info!("{happening}"),
-            Order::Judge(verdict) => log::warn!("revision {}: {:?}", verdict.revision, verdict.result),
+            Order::Tell(happening) => self.host.happenings.tell(happening, now()),
+            Order::Judge(verdict) => self.judge(&verdict),
         }
     }
 
@@ -178,13 +182,51 @@ impl Agent {
     /// It could not be made durable; what was held before is followed on.
     pub async fn accept(&self, manifest: Manifest) -> Result<(), String> {
         let journal = self.host.journal.clone();
-        let stored = spawn_blocking(move || journal.store_manifest(&manifest).map(|()| manifest)).await;
-        let manifest = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let boot = boot_id().map_err(|error| error.to_string())?;
+        let stored = spawn_blocking(move || {
+            journal.store_manifest(&manifest)?;
+            Standing::of(&journal, &manifest, boot, now()).map(|standing| (manifest, standing))
+        });
+        let stored = stored.await.map_err(|error| error.to_string())?;
+        let (manifest, standing) = stored.map_err(|error| error.to_string())?;
         log::info!("revision {} with {} pods is wanted from now on", manifest.revision, manifest.pods.len());
-        self.held.replace(manifest.clone());
-        // By way of the loop, which then knows of new deadlines; without it the agent is ending.
-        self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial: None }).ok();
+        self.held.replace(manifest);
+        self.standing.replace(standing);
+        self.follow();
         Ok(())
+    }
+
+    /// Follows the held revision, or the one before it where that was rolled back.
+    fn follow(&self) {
+        let (manifest, trial) = self.standing.borrow().followed(&self.host.journal, &self.held.borrow());
+        // By way of the loop, which then knows of new deadlines; without it the agent is ending.
+        self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial }).ok();
+    }
+
+    /// Ends a trial.
+    fn judge(&self, verdict: &Verdict) {
+        let standing = self.standing.borrow().judged(verdict);
+        if standing.revision != verdict.revision {
+            return;
+        }
+        let told = match &verdict.result {
+            Ok(()) => of_device("RevisionGood", format!("revision {}: its pods are ready", verdict.revision)),
+            Err(why) => of_device("RolledBack", format!("revision {}: {why}", verdict.revision)),
+        };
+        self.host.happenings.tell(told, now());
+        self.standing.replace(standing.clone());
+        if standing.state == State::RolledBack {
+            self.follow();
+        }
+        let journal = self.host.journal.clone();
+        spawn_local(async move {
+            match spawn_blocking(move || journal.store_standing(&standing)).await {
+                Ok(Ok(())) => {}
+                // A later agent puts the revision on trial once more.
+                Ok(Err(error)) => log::error!("the verdict: {error}"),
+                Err(error) => log::error!("the verdict: {error}"),
+            }
+        });
     }
 
     /// Turns an exit that init tells into an event.
@@ -259,14 +301,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         node: RefCell::new(Node::new(boot_id()?)),
         held: RefCell::default(),
         link: RefCell::new(link.as_ref().map_or_else(|error| error.to_string(), |_| "connecting".to_owned())),
+        standing: RefCell::new(Standing::good(0)),
         workers: RefCell::default(),
         changed: watch::Sender::new(0),
         host,
     });
     take_over(&agent, held).await?;
     let manifest = agent.host.journal.manifest();
-    agent.held.replace(manifest.clone());
-    agent.step(Event::Manifest { manifest: Arc::new(manifest), trial: None });
+    let standing = Standing::of(&agent.host.journal, &manifest, boot_id()?, now()).unwrap_or_else(|error| {
+        // It goes on as if it were good: a full disk must not keep the pods from running.
+        log::error!("the standing of revision {}: {error}", manifest.revision);
+        Standing::good(manifest.revision)
+    });
+    let (followed, trial) = standing.followed(&agent.host.journal, &manifest);
+    agent.held.replace(manifest);
+    agent.standing.replace(standing);
+    agent.step(Event::Manifest { manifest: Arc::new(followed), trial });
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
     match link {
@@ -299,6 +349,8 @@ async fn turn(
         }
         if agent.node.borrow().halted() {
             log::info!("every pod has stopped");
+            agent.host.happenings.tell(of_device("Shutdown", "every pod has stopped"), now());
+            agent.host.happenings.finish().await;
             remove_parent_cgroup(&agent.host.config.cgroup);
             return Ok(());
         }
@@ -333,6 +385,7 @@ fn make_host(
         journal: Journal::open(&config.state_dir)?,
         ranges: ranges(&folders),
         scratch: Scratch::new().context("making the logs' buffers")?,
+        happenings: Events::open(&config.state_dir, boot_id()?, now()),
         config,
         folders,
         holder,

@@ -14,6 +14,7 @@ mod commands;
 pub mod config;
 mod convert;
 mod core;
+mod events;
 mod forward;
 #[allow(dead_code)]
 pub mod hold;
@@ -28,6 +29,7 @@ mod oci;
 mod peer;
 mod ports;
 mod streams;
+mod trial;
 mod vault;
 
 use std::future::Future;
@@ -108,6 +110,19 @@ enum Command {
         /// Program and arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Shows what happened on this device and why, across reboots
+    Events {
+        #[command(flatten)]
+        place: Place,
+        /// Form of the output
+        #[arg(short, long, value_parser = ["table", "json"], default_value = "table")]
+        output: String,
+    },
+    /// Shows the revisions that this device keeps and how they stand
+    History {
+        #[command(flatten)]
+        place: Place,
     },
     /// Shows and changes the images of this device
     Image {
@@ -203,6 +218,16 @@ fn run(command: Command) -> anyhow::Result<i32> {
         Command::Exec { place, target, stdin, tty, command } => {
             let run_dir = place.run_dir()?;
             in_runtime(commands::exec(&run_dir, &target, command, stdin, tty))
+        }
+        Command::Events { place, output } => {
+            let state = place.config()?.state_dir;
+            let text = events::show(&state, output == "json");
+            commands::print(text.context("reading the journal of events")?.as_bytes())?;
+            Ok(0)
+        }
+        Command::History { place } => {
+            commands::print(commands::history(&place.config()?.state_dir)?.as_bytes())?;
+            Ok(0)
         }
         Command::Image { place, command } => {
             let config = place.config()?;

@@ -30,6 +30,7 @@ use crate::cgroups;
 use crate::config::Config;
 use crate::convert::USERS;
 use crate::core::{Action, ContainerEvent, Event, HookKind, Known, NotStarted, PodRecord, ProbeKind, Step};
+use crate::events::Events;
 use crate::hold::Holder;
 use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
@@ -145,6 +146,8 @@ pub struct Host {
     pub scratch: Scratch,
     /// Where news goes.
     pub events: mpsc::UnboundedSender<Event>,
+    /// What happened, for people.
+    pub happenings: Events,
     /// What runs.
     pub live: RefCell<BTreeMap<Key, Rc<Live>>>,
 }

@@ -150,10 +150,15 @@ impl Controller {
     }
 
     /// Wants these pods from now on; returns once the device holds them.
-    pub fn want(&self, mut pods: Vec<skeg_protocol::Pod>) {
+    pub fn want(&self, pods: Vec<skeg_protocol::Pod>) {
+        self.want_on_trial(pods, 0);
+    }
+
+    /// The same; the new ones have so many seconds to become ready.
+    pub fn want_on_trial(&self, mut pods: Vec<skeg_protocol::Pod>, trial_seconds: u32) {
         pods.sort_by_key(|pod| pod.uid);
         let revision = self.wanted.borrow().0.revision + 1;
-        let manifest = Manifest { revision, pods, ..Manifest::default() };
+        let manifest = Manifest { revision, pods, trial_seconds, ..Manifest::default() };
         manifest.validate().unwrap();
         self.wanted.send_modify(|wanted| wanted.0 = manifest);
         self.wait("the manifest to be held", |told| told.held == revision);
