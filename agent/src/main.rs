@@ -6,6 +6,7 @@ mod agent;
 mod alone;
 pub mod appliance;
 mod apply;
+mod ask;
 pub mod async_fd;
 mod cgroups;
 mod commands;

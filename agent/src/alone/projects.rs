@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use skeg_protocol::{Label, Manifest, Uid};
+use skeg_protocol::{Label, Manifest, Pod, Uid};
 
 use crate::journal::{JournalError, at, make_folder, replace_file, seal, set_aside, unseal};
 use crate::vault::Vault;
@@ -19,6 +19,15 @@ pub struct Project {
     pub manifest: Manifest,
     /// Its pods that somebody stopped.
     pub stopped: BTreeSet<Uid>,
+}
+
+impl Project {
+    /// Its pods, and what pods of its jobs will be.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        let Manifest { pods, jobs, cron_jobs, .. } = &self.manifest;
+        let templates = jobs.iter().chain(cron_jobs.iter().map(|cron| &cron.job)).map(|job| job.template.as_ref());
+        pods.iter().chain(templates)
+    }
 }
 
 /// The folder of projects.

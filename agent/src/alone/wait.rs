@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use skeg_protocol::message::LocalPod;
+use skeg_protocol::status::ConditionKind;
 use skeg_protocol::{ContainerState, Phase, Uid};
 
 use crate::commands::Client;
@@ -17,12 +18,14 @@ const PAUSE: Duration = Duration::from_millis(300);
 fn line(pod: &LocalPod) -> String {
     let states: Vec<String> = pod
         .status
-        .containers
+        .init_containers
         .iter()
+        .chain(&pod.status.containers)
         .map(|container| match &container.state {
             ContainerState::Waiting { reason, message } if message.is_empty() => reason.to_string(),
             ContainerState::Waiting { reason, message } => format!("{reason} ({message})"),
-            ContainerState::Running { .. } => "Running".to_owned(),
+            ContainerState::Running { .. } if container.ready => "Running".to_owned(),
+            ContainerState::Running { .. } => "Running, not ready".to_owned(),
             ContainerState::Terminated(end) => format!("{} ({})", end.reason, end.exit_code),
         })
         .collect();
@@ -30,12 +33,7 @@ fn line(pod: &LocalPod) -> String {
 }
 
 fn is_well(pod: &LocalPod) -> bool {
-    let running = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
-    match pod.status.phase {
-        Phase::Succeeded => true,
-        Phase::Running => pod.status.containers.iter().all(|container| running(&container.state)),
-        Phase::Pending | Phase::Failed => false,
-    }
+    pod.status.phase == Phase::Succeeded || pod.status.is(ConditionKind::Ready)
 }
 
 /// Waits until every one of these pods is ready or has ended well. Says the exit code: 1 where one has failed.
