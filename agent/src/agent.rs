@@ -117,11 +117,10 @@ impl Agent {
 
     /// Tells the store which images a kept revision or a pod needs.
     fn want_images(&self) {
-        let node = self.node.borrow();
+        let (node, projects) = (self.node.borrow(), self.projects.borrow());
         let previous = self.host.journal.previous_manifest();
         let held = self.held.borrow();
         let pods = node.pods().map(|(pod, _)| pod.as_ref()).chain(node.coming().map(Arc::as_ref));
-        let projects = self.projects.borrow();
         let own = projects.all().values().flat_map(Project::pods);
         let pods = pods.chain(&held.pods).chain(&previous.pods).chain(own);
         self.host.images.store.want(apply::wanted(pods));

@@ -9,7 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::{Device, cannot_run, err, image, out, until};
+use support::needs::{self, needs_root};
+use support::{Device, err, image, out, until};
 
 /// Writes the tests' image as an OCI layout.
 fn layout(folder: &Path) -> PathBuf {
@@ -65,10 +66,7 @@ const DEPLOYMENT: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name
 
 #[test]
 fn projects_are_brought_up_followed_and_survive() {
-    if let Some(why) = cannot_run() {
-        println!("skipped: {why}");
-        return;
-    }
+    needs_root!();
     let mut device = Device::start("alone");
     let folder = device.folder.path().to_owned();
     let write = |name: &str, text: &str| {
@@ -138,10 +136,7 @@ fn projects_are_brought_up_followed_and_survive() {
 
 #[test]
 fn a_folder_of_documents_is_one_project_that_loses_what_it_no_longer_says() {
-    if let Some(why) = cannot_run() {
-        println!("skipped: {why}");
-        return;
-    }
+    needs_root!();
     let mut device = Device::start("alone-folder");
     let folder = device.folder.path().join("manifests");
     fs::create_dir(&folder).unwrap();
