@@ -1,7 +1,7 @@
 //! What every part of the controller shares: the store, the links, the admin's token and the way to nudge the
 //! manager. It holds no logic.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, watch};
 
@@ -26,6 +26,8 @@ pub(crate) struct App {
     pub(crate) admin_token: String,
     /// The raw public key that devices pin.
     pub(crate) public_key: Key32,
+    /// Held while something that there is once is given out: an address, a port, a share of a quota.
+    pub(crate) allocating: Mutex<()>,
     /// Wakes the manager for what no change of an object tells.
     pub(crate) nudges: mpsc::UnboundedSender<Nudge>,
     /// Becomes true when the controller is to stop.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -91,6 +91,7 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
         },
         admin_token,
         public_key: identity.public,
+        allocating: Mutex::new(()),
         nudges: nudge,
         stopping,
     });

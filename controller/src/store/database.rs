@@ -51,6 +51,7 @@ impl Database {
         super::tokens::create(&write)?;
         super::manifests::create(&write)?;
         super::tags::create(&write)?;
+        super::users::create(&write)?;
         let revision = write.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
         write.commit()?;
         Ok(Database { redb, history: Mutex::new(History::new(revision)), seal: Seal::new(key)? })
@@ -192,7 +193,8 @@ impl Store for Database {
                 Some(old) => (Action::Modified, beyond_status(old, &object)),
                 None => (Action::Added, true),
             };
-            let change = Change { revision, action, key: key.clone(), object: Arc::new(object.clone()), beyond_status };
+            let (key, new) = (key.clone(), Arc::new(object.clone()));
+            let change = Change { revision, action, key, object: new, old: old.map(Arc::new), beyond_status };
             Ok((object, Some(change)))
         })
     }
@@ -210,6 +212,7 @@ impl Store for Database {
                 action: Action::Deleted,
                 key: key.clone(),
                 object: Arc::new(object.clone()),
+                old: None,
                 beyond_status: true,
             };
             Ok((object, Some(change)))
