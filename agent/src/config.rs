@@ -116,6 +116,12 @@ impl Images {
 pub struct Controller {
     /// `host:port`; the host is a name, an IPv4 address or an IPv6 address in brackets.
     pub address: String,
+    /// Further addresses of the same controller, tried after the first.
+    #[serde(default)]
+    pub more_addresses: Vec<String>,
+    /// `http://[user:password@]host:port` of an HTTP proxy that leads to the controller (CONNECT). Images are pulled past
+    /// it.
+    pub proxy: Option<String>,
     /// The join token itself. Used until the node is enrolled.
     pub join_token: Option<String>,
     /// A file with the join token. Used until the node is enrolled; it may be absent afterwards.
@@ -327,9 +333,13 @@ impl Config {
             return Some(("images.low_percent", "must not exceed high_percent, nor that 100".into()));
         }
         if let Some(controller) = &self.controller {
-            let port = controller.address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-            if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-                return Some(("controller.address", format!("{:?} is not host:port", controller.address)));
+            let is_address = |address: &&String| {
+                let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+                port.is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+            };
+            let mut addresses = std::iter::once(&controller.address).chain(&controller.more_addresses);
+            if let Some(address) = addresses.find(|address| !is_address(address)) {
+                return Some(("controller.address", format!("{address:?} is not host:port")));
             }
             if controller.join_token.is_some() && controller.join_token_file.is_some() {
                 return Some(("controller.join_token", "stands beside join_token_file: keep one of them".into()));

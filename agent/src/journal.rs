@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use skeg_protocol::{Digest, Manifest, Uid};
+use skeg_protocol::{Manifest, Uid};
 use thiserror::Error;
 
 use crate::core::PodRecord;
@@ -61,14 +61,6 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
     out
-}
-
-/// The digest of a manifest's pods as both ends of the link compute it.
-///
-/// # Errors
-/// Never for a manifest that was decoded from the wire; postcard's error otherwise.
-pub fn manifest_digest(manifest: &Manifest) -> Result<Digest, postcard::Error> {
-    Ok(Digest(sha256(&postcard::to_allocvec(&manifest.pods)?)))
 }
 
 /// Makes a folder and its parents, readable by root only.

@@ -13,6 +13,7 @@ mod commands;
 pub mod config;
 mod convert;
 mod core;
+mod forward;
 #[allow(dead_code)]
 pub mod hold;
 mod image;

@@ -10,6 +10,7 @@ mod delete;
 mod discovery;
 mod error;
 mod exec;
+mod fleet;
 pub(crate) mod kinds;
 mod logs;
 mod objects;
@@ -33,7 +34,7 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete as remove, get};
+use axum::routing::{any, delete as remove, get, post};
 use hyper::Method;
 use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
 
@@ -66,6 +67,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/openapi/v2", get(discovery::openapi_v2))
         .route("/openapi/v3", get(discovery::openapi_v3))
         .route("/openapi/v3/{*path}", get(discovery::openapi_v3_of))
+        .route("/apis/skeg.dev/v1/nodes/{name}/{verb}", post(fleet::act))
         .route("/api/v1/namespaces/{namespace}/pods/{name}/exec", any(exec))
         .route("/api/v1/{*path}", any(objects::handle))
         .route("/apis/{group}/{version}/{*path}", any(objects::handle))

@@ -216,7 +216,7 @@ impl Manager {
             }
             Ok(None) => {}
             Err(Expired) => {
-                self.nodes.secrets_changed();
+                self.nodes.data_changed();
                 self.start_over();
             }
         }
@@ -288,9 +288,9 @@ impl Manager {
     }
 }
 
-/// Whether a Secret that changed may be one that pulls use.
-fn is_pull_secret(change: &Change) -> bool {
-    change.key.kind == pull_secrets::KIND
+/// Whether what changed may be something that pods read.
+fn is_data(change: &Change) -> bool {
+    matches!(change.key.kind.as_str(), pull_secrets::KIND | "ConfigMap")
 }
 
 fn ignore_missing(error: StoreError) -> Result<(), StoreError> {

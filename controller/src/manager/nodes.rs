@@ -6,15 +6,17 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use skeg_kube::{image_references, pull_secret_names};
-use skeg_protocol::manifest::{Image, ImageSource};
-use skeg_protocol::{Pod, Uid};
+use skeg_protocol::limits::MAX_ITEMS;
+use skeg_protocol::manifest::{Data, DataKind, Image, ImageSource, Service};
+use skeg_protocol::sync::body;
+use skeg_protocol::{Manifest, Pod, Uid};
 use tokio::sync::Semaphore;
 
 use super::controllers::is_over;
 use super::world::{World, key_of};
-use super::{Nudge, events, ignore_missing, is_pull_secret};
+use super::{Nudge, events, ignore_missing, is_data};
 use crate::app::App;
-use crate::compile::assemble;
+use crate::compile::{assemble, data_named};
 use crate::images::{self, Answers, Standing, shared_asker};
 use crate::link::Command;
 use crate::pods::{conditions, convert, failed_images, unschedulable};
@@ -31,8 +33,8 @@ pub(super) struct Nodes {
     app: Arc<App>,
     answers: Answers,
     asking: Arc<Semaphore>,
-    /// Whether a Secret may have changed since the last look.
-    secrets_changed: bool,
+    /// Whether a Secret or ConfigMap may have changed since the last look.
+    data_changed: bool,
     /// Whether pods without a node may find one.
     unbound: bool,
     /// Nodes whose manifests may have to change.
@@ -58,7 +60,7 @@ impl Nodes {
             app,
             answers: Answers::default(),
             asking: Arc::new(Semaphore::new(ASKING)),
-            secrets_changed: false,
+            data_changed: false,
             unbound: true,
             due: BTreeSet::new(),
         };
@@ -71,8 +73,7 @@ impl Nodes {
     /// Takes up from the nodes' manifests what references mean, so that a new controller goes on with it.
     fn remember(&mut self) -> Result<(), StoreError> {
         for node in self.app.store.list("Node", None)?.items {
-            let manifest =
-                self.app.store.newest_manifest(node["metadata"]["name"].as_str().unwrap_or_default())?.manifest;
+            let manifest = self.app.store.newest_manifest(node["metadata"]["name"].as_str().unwrap_or_default())?;
             for pod in manifest.pods {
                 let asker = shared_asker(&pod.namespace, pod.image_pull_secrets.iter().map(|name| name.as_str()));
                 for container in pod.init_containers.into_iter().chain(pod.containers) {
@@ -107,15 +108,17 @@ impl Nodes {
         }
     }
 
-    pub(super) fn secrets_changed(&mut self) {
-        self.secrets_changed = true;
+    pub(super) fn data_changed(&mut self) {
+        self.data_changed = true;
         self.answers.forget_failures();
     }
 
     /// Notes a change of an object.
     pub(super) fn note_change(&mut self, change: &Change, before: Option<&Value>) {
-        if is_pull_secret(change) {
-            self.secrets_changed();
+        if is_data(change) {
+            self.data_changed();
+        }
+        if is_data(change) || change.key.kind == "Service" {
             // Which pods name it is looked up when their nodes are compiled.
             self.due.insert(String::new());
         }
@@ -158,14 +161,24 @@ impl Nodes {
         let uids = world.all("Pod").filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned));
         let references = world.all("Pod").flat_map(image_references);
         self.answers.retain(&uids.collect::<HashSet<_>>(), &references.collect::<HashSet<_>>());
-        for node in &due {
+        let (mut manifests, mut tell) = (Vec::new(), HashSet::new());
+        for node in due.iter().filter(|node| world.get(&Key::new("Node", "", node)).is_some()) {
             let pods: Vec<&Value> = world.pods_on(node).collect();
-            if let Err(error) = self.compile(node, &pods) {
+            match self.compile(world, node, &pods) {
+                Ok((body, told)) => {
+                    manifests.push((node.clone(), body));
+                    tell.extend(told.then(|| node.clone()));
+                }
                 // What is wrong with one node's records must not hold up the others.
-                log::error!("cannot bring the manifest of node {node} up to date: {error}");
+                Err(error) => log::error!("cannot bring the manifest of node {node} up to date: {error}"),
             }
         }
-        self.secrets_changed = false;
+        self.data_changed = false;
+        // One wait for the disk, however many nodes there are.
+        tell.extend(self.app.store.advance_manifests(&manifests)?);
+        for node in tell {
+            self.app.hub.send(&node, Command::Manifest);
+        }
         Ok(())
     }
 
@@ -218,14 +231,14 @@ impl Nodes {
         if known { Ok(()) } else { events::tell(store, pod, reason != "Scheduled", reason, &message) }
     }
 
-    /// Brings one node's manifest up to date and tells its session.
-    fn compile(&mut self, node: &str, pods: &[&Value]) -> Result<(), StoreError> {
+    /// Gives the body of one node's manifest, and whether its session is to look at it even where it is as it was.
+    fn compile(&mut self, world: &World, node: &str, pods: &[&Value]) -> Result<(Vec<u8>, bool), StoreError> {
         let newest = self.app.store.newest_manifest(node)?;
         let mut wanted = Vec::new();
         let mut leaving = false;
         for pod in pods {
             let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
-            let prior = uid.parse().ok().and_then(|uid| newest.manifest.pod(uid));
+            let prior = uid.parse().ok().and_then(|uid| newest.pod(uid));
             if !pod["metadata"]["deletionTimestamp"].is_null() {
                 leaving = true;
                 if prior.is_none() && !self.app.store.was_sent(node, uid)? {
@@ -237,15 +250,30 @@ impl Nodes {
             wanted.extend(self.compile_pod(pod, uid, prior)?.or_else(|| prior.cloned()));
         }
         // What runs already keeps its claims against what is new.
-        wanted.sort_by_key(|pod| newest.manifest.pod(pod.uid).is_none());
+        wanted.sort_by_key(|pod| newest.pod(pod.uid).is_none());
         let (wanted, refused) = assemble(wanted);
         self.refuse(pods, &refused)?;
-        let (_, new) = self.app.store.advance_manifest(node, wanted, 0)?;
+        let (data, services) = (self.data(&wanted)?, services(world, &wanted));
+        let manifest = Manifest { pods: wanted, data, services, ..Manifest::default() };
+        let body = body::encode(&manifest).map_err(|error| StoreError::Large(error.to_string()))?;
         let named = pods.iter().any(|pod| pull_secret_names(pod).next().is_some());
-        if new || leaving || (self.secrets_changed && named) {
-            self.app.hub.send(node, Command::Manifest);
+        Ok((body, leaving || (self.data_changed && named)))
+    }
+
+    /// The config maps and secrets that pods name, as far as there are any; the device waits for the others.
+    fn data(&self, pods: &[Pod]) -> Result<Vec<Data>, StoreError> {
+        let mut data = Vec::new();
+        for (kind, namespace, name) in data_named(pods) {
+            let kind = if kind == DataKind::Secret { pull_secrets::KIND } else { "ConfigMap" };
+            let key = Key::new(kind, &namespace, &name);
+            let Some(object) = self.app.store.get(&key)? else { continue };
+            match skeg_kube::convert_data(&object) {
+                Ok(one) => data.push(one),
+                Err(fault) => log::error!("{key} cannot be compiled: {fault}"),
+            }
         }
-        Ok(())
+        data.truncate(MAX_ITEMS);
+        Ok(data)
     }
 
     /// Says in their status why pods cannot be in their node's manifest.
@@ -336,6 +364,20 @@ impl Nodes {
 fn pod_key(pod: &Value) -> Key {
     let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
     Key::new("Pod", text("namespace"), text("name"))
+}
+
+/// The services of the namespaces that a node's pods are in.
+fn services(world: &World, pods: &[Pod]) -> Vec<Service> {
+    let namespaces: BTreeSet<&str> = pods.iter().map(|pod| pod.namespace.as_str()).collect();
+    let services = namespaces.into_iter().flat_map(|namespace| world.within("Service", namespace));
+    let converted = services.filter_map(|service| match skeg_kube::convert_service(service) {
+        Ok(service) => Some(service),
+        Err(fault) => {
+            log::error!("{} cannot be compiled: {fault}", key_of(service));
+            None
+        }
+    });
+    converted.take(MAX_ITEMS).collect()
 }
 
 /// For whom a container's reference is asked for: for its pod alone where it is always asked for, else for all with

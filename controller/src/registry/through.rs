@@ -72,7 +72,7 @@ pub(super) async fn answer(
     headers: &HeaderMap,
 ) -> Option<Result<Response<Body>, RegistryError>> {
     let manifest = match app.store.newest_manifest(node) {
-        Ok(stored) => stored.manifest,
+        Ok(manifest) => manifest,
         Err(error) => return Some(Err(error.into())),
     };
     let asked = asked(&manifest, path)?;
