@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, watch};
 
+use crate::api::Audit;
 use crate::images::Upstream;
 use crate::link::Hub;
 use crate::manager::Nudge;
@@ -28,6 +29,8 @@ pub(crate) struct App {
     pub(crate) admin_token: String,
     /// The raw public key that devices pin.
     pub(crate) public_key: Key32,
+    /// Who changed what.
+    pub(crate) audit: Audit,
     /// Held while something that there is once is given out: an address, a port, a share of a quota.
     pub(crate) allocating: Mutex<()>,
     /// Wakes the manager for what no change of an object tells.

@@ -2,6 +2,7 @@
 //! write objects; what follows from objects is the manager's business.
 
 mod admit;
+mod audit;
 mod authorize;
 mod body;
 mod change;
@@ -43,6 +44,7 @@ use authorize::Deed;
 use target::Target;
 use users::User;
 
+pub(crate) use audit::Audit;
 pub(crate) use create::prepare;
 pub(crate) use delete::{FOREGROUND, ORPHAN, Options as DeleteOptions, delete};
 pub(crate) use error::ApiError;
@@ -143,18 +145,23 @@ fn deed_of(request: &Request) -> Deed {
     Deed { verb: method.as_str().to_lowercase(), path: path.to_owned(), ..Deed::default() }
 }
 
-/// Lets through what the user may do.
+/// Lets through what the user may do, and notes what was changed.
 async fn authorized(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let Some(user) = request.extensions().get::<User>() else { return ApiError::unauthorized().into_response() };
-    let allowed = match users::still_exists(&app, user) {
-        Ok(true) => authorize::check(&app, user, &deed_of(&request)),
+    let Some(user) = request.extensions().get::<User>().cloned() else {
+        return ApiError::unauthorized().into_response();
+    };
+    let deed = deed_of(&request);
+    let allowed = match users::still_exists(&app, &user) {
+        Ok(true) => authorize::check(&app, &user, &deed),
         Ok(false) => Err(ApiError::unauthorized()),
         Err(error) => Err(error),
     };
-    match allowed {
+    let response = match allowed {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
-    }
+    };
+    app.audit.note(&user, &deed, response.status().as_u16());
+    response
 }
 
 /// Asks for basic authentication, as registry clients expect it.

@@ -56,6 +56,12 @@ impl Client {
         Ok(Client { access, connector: TlsConnector::from(Arc::new(config)) })
     }
 
+    /// The same controller, asked as somebody else.
+    #[cfg(test)]
+    pub(crate) fn with_token(&self, token: &str) -> Client {
+        Client { access: Access { token: token.to_owned(), ..self.access.clone() }, connector: self.connector.clone() }
+    }
+
     /// The namespace to use where none is given.
     pub(crate) fn namespace<'a>(&'a self, given: Option<&'a str>) -> &'a str {
         given.or(self.access.namespace.as_deref()).unwrap_or("default")

@@ -17,11 +17,11 @@ pub(super) fn pod_spec(spec: &mut Value) {
         spec["serviceAccountName"] = json!(account);
     }
     for list in ["initContainers", "containers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             self::container(container);
         }
     }
-    for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+    for volume in spec.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {
         self::volume(volume);
     }
 }
@@ -32,10 +32,10 @@ fn container(container: &mut Value) {
     default(container, "terminationMessagePath", json!("/dev/termination-log"));
     default(container, "terminationMessagePolicy", json!("File"));
     default(container, "resources", json!({}));
-    for port in container["ports"].as_array_mut().into_iter().flatten() {
+    for port in container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         default(port, "protocol", json!("TCP"));
     }
-    for variable in container["env"].as_array_mut().into_iter().flatten() {
+    for variable in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
         if variable["valueFrom"]["fieldRef"].is_object() {
             default(&mut variable["valueFrom"]["fieldRef"], "apiVersion", json!("v1"));
         }
@@ -70,7 +70,7 @@ fn volume(volume: &mut Value) {
     if volume["hostPath"].is_object() {
         default(&mut volume["hostPath"], "type", json!(""));
     }
-    for item in volume["downwardAPI"]["items"].as_array_mut().into_iter().flatten() {
+    for item in volume.pointer_mut("/downwardAPI/items").and_then(Value::as_array_mut).into_iter().flatten() {
         if item["fieldRef"].is_object() {
             default(&mut item["fieldRef"], "apiVersion", json!("v1"));
         }
@@ -82,5 +82,29 @@ fn pull_policy(image: &str) -> &'static str {
     match image.parse::<skeg_images::Reference>() {
         Ok(reference) if reference.digest().is_none() && reference.tag().unwrap_or("latest") == "latest" => "Always",
         _ => "IfNotPresent",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A template is filled in once in its Deployment and again in its ReplicaSet and Pod: a second time that changed
+    /// anything made a new ReplicaSet for ever.
+    #[test]
+    fn what_is_filled_in_stays_as_it_is_and_nothing_else_appears() {
+        let mut spec = json!({
+            "containers": [{"name": "c", "image": "a:1", "readinessProbe": {"httpGet": {"port": 80}}}],
+            "volumes": [{"name": "s", "secret": {"secretName": "s"}}, {"name": "e", "emptyDir": {}}],
+        });
+        pod_spec(&mut spec);
+        let once = spec.clone();
+        pod_spec(&mut spec);
+        assert_eq!(spec, once);
+        assert_eq!(
+            once["volumes"],
+            json!([{"name": "s", "secret": {"secretName": "s", "defaultMode": 420}}, {"name": "e", "emptyDir": {}}])
+        );
+        assert!(!once.to_string().contains("null"), "{once}");
     }
 }

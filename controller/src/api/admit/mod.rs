@@ -115,7 +115,7 @@ fn config_map(object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
 fn binding(kind: &str, object: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
     const GROUP: &str = "rbac.authorization.k8s.io";
     default(&mut object["roleRef"], "apiGroup", json!(GROUP));
-    for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+    for subject in object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
         if matches!(subject["kind"].as_str(), Some("User" | "Group")) {
             default(subject, "apiGroup", json!(GROUP));
         }

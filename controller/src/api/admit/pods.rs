@@ -47,7 +47,9 @@ pub(super) fn check_change(old: &Value, new: &Value) -> Result<(), ApiError> {
     check(new)?;
     let mut allowed = old["spec"].clone();
     let images = new["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for (container, new) in allowed["containers"].as_array_mut().into_iter().flatten().zip(images) {
+    for (container, new) in
+        allowed.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten().zip(images)
+    {
         container["image"] = new["image"].clone();
     }
     for field in ["tolerations", "activeDeadlineSeconds", "terminationGracePeriodSeconds"] {

@@ -56,7 +56,7 @@ fn taken<'a>(others: impl Iterator<Item = &'a Value>) -> (BTreeSet<String>, BTre
 fn ports(spec: &mut Value, old: Option<&Value>, taken: &BTreeSet<i64>, causes: &mut Vec<Cause>) {
     let published = matches!(spec["type"].as_str(), Some("NodePort" | "LoadBalancer"));
     let headless = spec["clusterIP"] == "None";
-    let list = spec["ports"].as_array_mut();
+    let list = spec.get_mut("ports").and_then(Value::as_array_mut);
     let count = list.as_ref().map_or(0, |list| list.len());
     if count == 0 && !headless {
         causes.push(Cause::required("spec.ports", ""));

@@ -51,7 +51,7 @@ fn stateful_set(spec: &mut Value) {
     }
     default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenDeleted", json!("Retain"));
     default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenScaled", json!("Retain"));
-    for claim in spec["volumeClaimTemplates"].as_array_mut().into_iter().flatten() {
+    for claim in spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut).into_iter().flatten() {
         default(claim, "apiVersion", json!("v1"));
         default(claim, "kind", json!("PersistentVolumeClaim"));
         default(&mut claim["spec"], "volumeMode", json!("Filesystem"));

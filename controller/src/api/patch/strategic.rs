@@ -48,7 +48,7 @@ pub(crate) fn merge(target: &mut Value, patch: &Value, kind: Option<&'static Typ
     }
     for (name, value) in fields {
         if let (Some(name), Value::Array(gone)) = (name.strip_prefix(DELETE_ITEMS), value)
-            && let Some(list) = target[name].as_array_mut()
+            && let Some(list) = target.get_mut(name).and_then(Value::as_array_mut)
         {
             list.retain(|item| !gone.contains(item));
         }

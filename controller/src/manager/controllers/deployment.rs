@@ -37,7 +37,7 @@ struct Rollout<'a> {
 /// The template without what the Deployment adds to it.
 fn plain(template: &Value) -> Value {
     let mut template = template.clone();
-    if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
+    if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
         labels.remove(HASH);
     }
     template
@@ -60,7 +60,11 @@ impl<'a> Rollout<'a> {
         let mut sets: Vec<&Value> = world.controlled(deployment, "ReplicaSet").collect();
         sets.sort_by_key(|set| (time_of(&set["metadata"]["creationTimestamp"]), revision(set)));
         let template = plain(&deployment["spec"]["template"]);
-        let new = sets.iter().copied().find(|set| plain(&set["spec"]["template"]) == template);
+        // By its name or by its content: what a default of a newer version adds to it must not make it another one.
+        let word = hash(&template);
+        let named = |set: &&Value| set["metadata"]["labels"][HASH] == word;
+        let same = |set: &&Value| plain(&set["spec"]["template"]) == template;
+        let new = sets.iter().copied().find(same).or_else(|| sets.iter().copied().find(named));
         let old = sets.into_iter().filter(|set| new.is_none_or(|new| !std::ptr::eq(*set, new))).collect();
         let (spec, wanted) = (&deployment["spec"], replicas(deployment));
         let rolling = &spec["strategy"]["rollingUpdate"];
@@ -247,7 +251,7 @@ impl Rollout<'_> {
             changed["metadata"]["annotations"] = self.annotations(if own <= highest { highest + 1 } else { own });
             changed["spec"]["minReadySeconds"] = self.deployment["spec"]["minReadySeconds"].clone();
             if changed["spec"]["minReadySeconds"].is_null() {
-                changed["spec"].as_object_mut().map(|spec| spec.remove("minReadySeconds"));
+                changed.get_mut("spec").and_then(Value::as_object_mut).map(|spec| spec.remove("minReadySeconds"));
             }
         } else if wanted > 0 || replicas(set) > 0 {
             changed["metadata"]["annotations"][DESIRED] = json!(self.wanted.to_string());
@@ -312,7 +316,7 @@ impl Rollout<'_> {
             let message = failure["message"].as_str().unwrap_or_default();
             shown["status"]["conditions"] =
                 json!(conditions(&shown, "ReplicaFailure", "True", "FailedCreate", message, now));
-        } else if let Some(list) = shown["status"]["conditions"].as_array_mut() {
+        } else if let Some(list) = shown.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
             list.retain(|condition| condition["type"] != "ReplicaFailure");
         }
         status["conditions"] = shown["status"]["conditions"].take();

@@ -204,9 +204,9 @@ impl Run<'_> {
         pod["metadata"]["labels"][INDEX] = json!(index.to_string());
         pod["spec"]["hostname"] = json!(format!("{}-{index}", name(self.job)));
         for list in ["initContainers", "containers"] {
-            for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+            for container in pod["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
                 let variable = json!({"name": "JOB_COMPLETION_INDEX", "value": index.to_string()});
-                match container["env"].as_array_mut() {
+                match container.get_mut("env").and_then(Value::as_array_mut) {
                     Some(env) => env.push(variable),
                     None => container["env"] = json!([variable]),
                 }

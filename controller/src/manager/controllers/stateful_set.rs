@@ -131,13 +131,13 @@ fn walk(
                 let rolling = set["spec"]["updateStrategy"]["type"] != "OnDelete" && place.ordinal >= partition;
                 let word = if rolling { history.word.as_str() } else { current };
                 let template = history.template(word).unwrap_or_else(|| set["spec"]["template"].clone());
+                plan.add(Deed::Create(pod_for(set, &template, place.ordinal, word)));
                 plan.event(
                     set,
                     false,
                     "SuccessfulCreate",
                     format!("create Pod {pod_name} in StatefulSet {} successful", name(set)),
                 );
-                plan.add(Deed::Create(pod_for(set, &template, place.ordinal, word)));
                 steady = false;
             }
             // One that has ended is made anew, after it is gone.
