@@ -39,9 +39,16 @@ pub(crate) const PEERS: &[Need] = &[
     need("busybox-static", "/bin/busybox"),
     need("util-linux", "unshare"),
 ];
+/// For the comparison with another reader of Compose files.
+pub(crate) const COMPOSE: &[Need] = &[need("docker-compose", "docker-compose")];
 /// For the tests of the OCI command line with an engine.
-pub(crate) const ENGINES: &[Need] =
-    &[need("busybox-static", "/bin/busybox"), need("podman", "podman"), need("util-linux", "unshare")];
+pub(crate) const ENGINES: &[Need] = &[
+    need("busybox-static", "/bin/busybox"),
+    need("containerd", "containerd"),
+    need("iproute2", "ip"),
+    need("podman", "podman"),
+    need("util-linux", "unshare"),
+];
 /// For the tests of pulls from a registry.
 pub(crate) const REGISTRY: &[Need] = &[
     need("buildah", "buildah"),

@@ -52,9 +52,7 @@ impl Worker {
     /// Starts an attempt; when it returns well, init holds it and its log is being written.
     pub(super) async fn start(&mut self, name: &Label, attempt: u32) -> Result<(), NotStarted> {
         self.prepare().await?;
-        let (Some(prepared), Some(container)) =
-            (&self.prepared, self.pod.containers.iter().find(|container| container.name == *name))
-        else {
+        let (Some(prepared), Some(container)) = (&self.prepared, self.pod.container(name)) else {
             let message = format!("the pod has no container {name:?}");
             return Err(NotStarted::NotCreated { reason: "CreateContainerError", message });
         };
@@ -133,6 +131,10 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
         let given = files::give(&order.folders[0], users.root).and_then(|()| give_streams(&stdio, users.root));
         given.map_err(|error| not_created(&error))?;
     }
+    // What the attempt before left behind ends before this one begins; its files may go later.
+    if let Ok(old) = crate::cgroups::open(&order.cgroup) {
+        old.kill().and_then(|()| old.remove()).map_err(|error| not_created(&error))?;
+    }
     let cgroup = crate::cgroups::create(&order.cgroup, &order.limits).map_err(|error| not_created(&error))?;
     let request = Request {
         spec: &order.spec,
@@ -144,10 +146,7 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
         reaper: Reaper::CallersParent,
         extras: Extras::default(),
     };
-    let plan = Plan::compile(request).map_err(|error| match error {
-        PlanError::Ids { .. } => refused(format!("{}; set hostUsers: true in the spec", chain(&error))),
-        error => not_created(&error),
-    })?;
+    let plan = Plan::compile(request).map_err(|error| not_created(&error))?;
     plan.start().map_err(|error| start_failed(&error))
 }
 
@@ -174,6 +173,9 @@ fn start_failed(error: &StartError) -> NotStarted {
                 _ => 126,
             };
             NotStarted::CannotRun { code, message: chain(error) }
+        }
+        StartError::Plan(PlanError::Ids { .. }) => {
+            refused(format!("{}; set hostUsers: true in the spec", chain(error)))
         }
         other => not_created(other),
     }

@@ -4,13 +4,14 @@
 
 use super::hierarchy::Version;
 use super::setting::write;
-use super::{Cgroup, CgroupError, PATIENCE};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use super::{Cgroup, CgroupError, PATIENCE, tree};
+use crate::signal::send_signal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 impl Cgroup {
@@ -21,7 +22,12 @@ impl Cgroup {
     pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
         let mut processes = BTreeSet::new();
         for folder in &self.folders {
-            collect(&folder.path, &mut processes)?;
+            let visited = tree::visit(&folder.path, |folder| {
+                let listed = list(folder)?;
+                processes.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+                Ok(())
+            });
+            visited.map_err(|source| folder.error("read", "cgroup.procs", source))?;
         }
         Ok(processes.into_iter().collect())
     }
@@ -48,23 +54,21 @@ impl Cgroup {
         Ok(self)
     }
 
-    /// Sends a signal to every process in it. Those that are born meanwhile may miss it.
+    /// Sends a signal to every process in it; 0 reaches nobody. Those that are born meanwhile may miss it.
     ///
     /// # Errors
     /// [`CgroupError::File`] if they cannot be listed or the kernel refuses, such as `EINVAL` for a number that is none.
     pub fn signal(&self, number: i32) -> Result<(), CgroupError> {
         let failed = |source| CgroupError::File { action: "signal the processes in", path: self.path(), source };
-        let signal =
-            Signal::from_named_raw(number).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EINVAL)))?;
         let processes = self.processes()?;
         let handles: Vec<_> = processes.iter().filter_map(|pid| Some((*pid, open_process(*pid)?))).collect();
         // Who is still listed after its handle was opened is the process that the handle means.
         let still = self.processes()?;
         for (_, handle) in handles.iter().filter(|(pid, _)| still.contains(pid)) {
-            match pidfd_send_signal(handle, signal) {
+            match send_signal(handle.as_fd(), number) {
                 // One that is already gone needs no signal.
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(errno) => return Err(failed(errno.into())),
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                sent => sent.map_err(failed)?,
             }
         }
         Ok(())
@@ -88,6 +92,7 @@ impl Cgroup {
 
     pub(crate) fn kill_one_by_one(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + PATIENCE;
+        let mut first = true;
         loop {
             let processes = self.processes()?;
             if processes.is_empty() {
@@ -95,6 +100,12 @@ impl Cgroup {
             }
             if Instant::now() > deadline {
                 return Err(CgroupError::Busy { path: self.path(), processes });
+            }
+            // Who forks faster than he is listed must stand still for it. Where nobody can be made to, rounds must do.
+            if !std::mem::take(&mut first)
+                && let Err(error) = self.freeze()
+            {
+                log::debug!("{error}");
             }
             self.signal(libc::SIGKILL)?;
             // A frozen process dies when it goes on.
@@ -111,7 +122,7 @@ impl Cgroup {
     /// # Errors
     /// Theirs.
     pub fn end(&self) -> Result<(), CgroupError> {
-        if self.folders.iter().all(|folder| remove_tree(&folder.path).is_ok()) {
+        if self.folders.iter().all(|folder| tree::remove(&folder.path).is_ok()) {
             return Ok(());
         }
         self.kill()?;
@@ -127,7 +138,7 @@ impl Cgroup {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(200);
         for folder in &self.folders {
-            while let Err(source) = remove_tree(&folder.path) {
+            while let Err(source) = tree::remove(&folder.path) {
                 if source.raw_os_error() != Some(libc::EBUSY) {
                     return Err(folder.error("remove", "", source));
                 }
@@ -156,51 +167,19 @@ impl Cgroup {
     }
 }
 
-/// Adds the processes of a folder and of those below it.
-fn collect(folder: &Path, processes: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
-    let gone = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
-    let failed = |path: &Path, source| CgroupError::File { action: "read", path: path.into(), source };
-    let list = folder.join("cgroup.procs");
-    match fs::read_to_string(&list) {
-        Ok(text) => processes.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0)),
-        Err(error) if gone(&error) => return Ok(()),
-        // A threaded cgroup lists its processes in the folder that it belongs to.
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-        Err(error) => return Err(failed(&list, error)),
+/// Reads the list of processes of one folder; nothing if it is gone, or a threaded cgroup's, which are listed in the
+/// folder that it belongs to.
+fn list(folder: &OwnedFd) -> io::Result<String> {
+    use rustix::fs::{Mode, OFlags, openat};
+    let mut text = String::new();
+    let opened = openat(folder, c"cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    match opened.map_err(io::Error::from).and_then(|file| fs::File::from(file).read_to_string(&mut text)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {}
+        read => drop(read?),
     }
-    let entries = match fs::read_dir(folder) {
-        Err(error) if gone(&error) => return Ok(()),
-        entries => entries.map_err(|source| failed(folder, source))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(|source| failed(folder, source))?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&entry.path(), processes)?;
-        }
-    }
-    Ok(())
+    Ok(text)
 }
 
 fn open_process(pid: i32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
-}
-
-/// Removes a cgroup folder with those below it; the files in it are the kernel's and go with it.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Somebody is in it, or it has folders of its own.
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-        result => return result,
-    }
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }
