@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::alone::{Project, Projects, boot, merge};
 use crate::apply::{
     self, Adopted, Folders, HeldData, Host, Images, Key, Ranges, Registries, Worker, chain, health_key, network_key,
     remove_parent_cgroup,
@@ -23,7 +24,8 @@ use crate::apply::{
 use crate::ask::clear_left_over;
 use crate::config::Config;
 use crate::core::{
-    Action, ContainerEvent, Event, Found, Known, Node, Now, Order, Outcome, PodRecord, RecordedPhase, Step, Verdict,
+    Action, ContainerEvent, Event, Found, Known, Node, Now, Order, Outcome, PodRecord, RecordedPhase, Step, Trial,
+    Verdict,
 };
 use crate::events::{Events, of_device};
 use crate::hold::{Exit, Exited, Held, Holder};
@@ -59,6 +61,8 @@ pub struct Agent {
     pub node: RefCell<Node>,
     /// The manifest that is durable.
     pub held: RefCell<Manifest>,
+    /// The device's own projects.
+    pub projects: RefCell<Projects>,
     /// State of the link, for people.
     pub link: RefCell<String>,
     /// How that manifest stands.
@@ -118,11 +122,12 @@ impl Agent {
 
     /// Tells the store which images a kept revision or a pod needs.
     fn want_images(&self) {
-        let node = self.node.borrow();
+        let (node, projects) = (self.node.borrow(), self.projects.borrow());
         let previous = self.host.journal.previous_manifest();
         let held = self.held.borrow();
         let pods = node.pods().map(|(pod, _)| pod.as_ref()).chain(node.coming().map(Arc::as_ref));
-        let pods = pods.chain(&held.pods).chain(&previous.pods);
+        let own = projects.all().values().flat_map(Project::pods);
+        let pods = pods.chain(&held.pods).chain(&previous.pods).chain(own);
         self.host.images.store.want(apply::wanted(pods));
     }
 
@@ -192,15 +197,25 @@ impl Agent {
         log::info!("revision {} with {} pods is wanted from now on", manifest.revision, manifest.pods.len());
         self.held.replace(manifest);
         self.standing.replace(standing);
-        self.follow();
+        self.want();
         Ok(())
     }
 
-    /// Follows the held revision, or the one before it where that was rolled back.
-    fn follow(&self) {
-        let (manifest, trial) = self.standing.borrow().followed(&self.host.journal, &self.held.borrow());
+    /// Follows what is durable: the controller's revision, or the one before it, and the device's own projects.
+    pub fn want(&self) {
+        let (manifest, trial) = self.wanted();
         // By way of the loop, which then knows of new deadlines; without it the agent is ending.
         self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial }).ok();
+    }
+
+    /// All that is wanted of this device, and what of it is on trial.
+    fn wanted(&self) -> (Manifest, Option<Trial>) {
+        let (followed, trial) = self.standing.borrow().followed(&self.host.journal, &self.held.borrow());
+        let (manifest, left) = merge(&followed, self.projects.borrow().all().iter());
+        for problem in left {
+            log::error!("left out: {problem}");
+        }
+        (manifest, trial)
     }
 
     /// Ends a trial.
@@ -216,7 +231,7 @@ impl Agent {
         self.host.happenings.tell(told, now());
         self.standing.replace(standing.clone());
         if standing.state == State::RolledBack {
-            self.follow();
+            self.want();
         }
         let journal = self.host.journal.clone();
         spawn_local(async move {
@@ -297,7 +312,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drop(spawn_local(appliance::network(board, config.node_name())));
     }
     let host = Rc::new(make_host(config, holder, events, &link)?);
+    let projects = host.journal.projects().context("reading the device's own projects")?;
     let agent = Rc::new(Agent {
+        projects: RefCell::new(projects),
         node: RefCell::new(Node::new(boot_id()?)),
         held: RefCell::default(),
         link: RefCell::new(link.as_ref().map_or_else(|error| error.to_string(), |_| "connecting".to_owned())),
@@ -313,12 +330,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log::error!("the standing of revision {}: {error}", manifest.revision);
         Standing::good(manifest.revision)
     });
-    let (followed, trial) = standing.followed(&agent.host.journal, &manifest);
     agent.held.replace(manifest);
     agent.standing.replace(standing);
-    agent.step(Event::Manifest { manifest: Arc::new(followed), trial });
+    let (manifest, trial) = agent.wanted();
+    agent.step(Event::Manifest { manifest: Arc::new(manifest), trial });
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
+    boot(&agent);
     match link {
         Ok(settings) => drop(spawn_local(link::follow(Rc::clone(&agent), settings))),
         Err(link::NoLink::NotConfigured) => {}

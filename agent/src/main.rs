@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod alone;
 pub mod appliance;
 mod apply;
 mod ask;
@@ -124,6 +125,8 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    #[command(flatten)]
+    Alone(alone::Command),
     /// Shows and changes the images of this device
     Image {
         #[command(flatten)]
@@ -229,6 +232,7 @@ fn run(command: Command) -> anyhow::Result<i32> {
             commands::print(commands::history(&place.config()?.state_dir)?.as_bytes())?;
             Ok(0)
         }
+        Command::Alone(command) => in_runtime(alone::run(command)),
         Command::Image { place, command } => {
             let config = place.config()?;
             in_runtime(image::run(config, command))
