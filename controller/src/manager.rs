@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
@@ -26,6 +26,9 @@ use crate::time;
 
 /// Registries asked at the same time.
 const ASKING: usize = 4;
+
+/// Longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What wakes the manager beside changes of objects.
 #[derive(Debug)]
@@ -54,7 +57,9 @@ pub(crate) async fn run(app: Arc<App>, mut nudges: mpsc::UnboundedReceiver<Nudge
         log::error!("cannot read what the nodes' images are: {error}");
     }
     loop {
+        let began = Instant::now();
         let looked = manager.look();
+        let took = began.elapsed();
         manager.secrets_changed = false;
         if let Err(error) = looked {
             // The next change tries again; a failing disk is for the operator to mend.
@@ -63,6 +68,8 @@ pub(crate) async fn run(app: Arc<App>, mut nudges: mpsc::UnboundedReceiver<Nudge
         if manager.wait(&mut watch, &mut nudges).await.is_none() {
             return;
         }
+        // A look at a large fleet takes long: as much time is left to everybody else, and one look covers it.
+        tokio::time::sleep(took.min(LONGEST_PAUSE)).await;
         manager.catch_up(&mut watch, &mut nudges);
     }
 }
