@@ -231,6 +231,7 @@ fn start(
             target: target.as_fd(),
             process,
             spec,
+            state: None,
             cgroup: Some(&cgroup),
             stdio,
             reaper: Reaper::Caller,
