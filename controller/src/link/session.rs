@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admission::{Admitted, admit};
-use super::hub::{Command, Opened};
+use super::hub::{Command, Mailbox, Opened};
 use super::node;
 use super::pipe::Pipe;
 use crate::app::App;
@@ -112,11 +112,11 @@ async fn attend<R: AsyncRead + Unpin>(
     link: &mut Link<R>,
     key: &Key32,
     admitted: Admitted,
-    hello: Hello,
+    hello: Box<Hello>,
     peer: IpAddr,
 ) -> End {
     let node = admitted.node;
-    let (id, commands) = app.hub.join(&node);
+    let (id, mailbox) = app.hub.join(&node);
     let how = if admitted.new { "enrolled and connected" } else { "connected" };
     log::info!("node {node} {how} from {peer}, holding revision {}", hello.held.revision);
     let host_ip = hello.node.address.unwrap_or(peer).to_string();
@@ -132,7 +132,11 @@ async fn attend<R: AsyncRead + Unpin>(
         inputs: HashMap::new(),
     };
     let end = match session.begin(key, &hello, &admitted.labels, peer) {
-        Ok(()) => session.run(link, commands).await.err().unwrap_or(End::Closed),
+        Ok(()) => {
+            // A session is long, and what was said at its beginning is noted.
+            drop(hello);
+            session.run(link, &mailbox).await.err().unwrap_or(End::Closed)
+        }
         Err(end) => end,
     };
     for pipe in session.pipes.into_values() {
@@ -195,14 +199,14 @@ impl<R: AsyncRead + Unpin> Link<R> {
     }
 
     /// Waits for bytes, room to write, a command or the deadline.
-    async fn wait(&mut self, app: &App, commands: Option<&mut mpsc::UnboundedReceiver<Command>>) -> Result<Wake, End> {
+    async fn wait(&mut self, app: &App, mailbox: Option<&Mailbox>) -> Result<Wake, End> {
         let deadline = self.connection.deadline().unwrap_or(Duration::MAX);
         let sleep = tokio::time::sleep(deadline.saturating_sub(self.now()));
         let (backlog, output) = (self.connection.backlog(), self.output.as_ref());
         let has_output = self.connection.has_output();
         let command = async {
-            match commands {
-                Some(commands) => commands.recv().await,
+            match mailbox {
+                Some(mailbox) => mailbox.take().await,
                 None => std::future::pending().await,
             }
         };
@@ -213,7 +217,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
             }
         };
         tokio::select! {
-            command = command => Ok(Wake::Command(command.unwrap_or(Command::Close("the controller stops")))),
+            command = command => Ok(Wake::Command(command)),
             permit = room, if has_output => {
                 let permit = permit.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
                 let now = self.began.elapsed();
@@ -233,7 +237,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
     }
 
     /// Waits for the Hello and answers it.
-    async fn hello(&mut self, app: &App, key: &Key32) -> Result<(Admitted, Hello), End> {
+    async fn hello(&mut self, app: &App, key: &Key32) -> Result<(Admitted, Box<Hello>), End> {
         loop {
             if let Some(Message::Hello(hello)) = self.connection.next()? {
                 return match admit(&app.store, key, &hello)? {
@@ -244,7 +248,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
                             time: time::now().as_millisecond(),
                             retry_seconds: app.hub.retry_seconds(),
                         })?;
-                        Ok((admitted, hello))
+                        Ok((admitted, Box::new(hello)))
                     }
                     Err(reject) => {
                         let end = End::Refused(format!("node {:?}: {}", hello.node.name, reject.message));
@@ -318,26 +322,25 @@ impl Session {
         }
         node::connected(store, &self.node, &hello.node, peer)?;
         let shelf = store.shelf(&self.node);
-        if held.revision > shelf.newest()?.revision && shelf.knows(&held)? {
-            // It was made here, but the node was deleted since.
+        let (newest, known) = (shelf.newest()?, shelf.knows(&held)?);
+        let deleted = known && held.revision > newest.revision;
+        // Made by somebody else, but it is what this controller wants, too: nothing goes back.
+        let same = !known && held.digest == newest.digest;
+        if deleted || same {
             store.take_over(&self.node, &held)?;
         }
         self.app.nudge(Nudge::Look);
         Ok(())
     }
 
-    async fn run<R: AsyncRead + Unpin>(
-        &mut self,
-        link: &mut Link<R>,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-    ) -> Result<(), End> {
+    async fn run<R: AsyncRead + Unpin>(&mut self, link: &mut Link<R>, mailbox: &Mailbox) -> Result<(), End> {
         self.share(&mut link.connection)?;
         loop {
             while let Some(message) = link.connection.next()? {
                 self.take(&mut link.connection, message)?;
             }
             self.offer(&mut link.connection)?;
-            match link.wait(&self.app, Some(&mut commands)).await? {
+            match link.wait(&self.app, Some(mailbox)).await? {
                 Wake::Command(command) => self.obey(&mut link.connection, command)?,
                 Wake::Stop => {
                     let retry_seconds = self.app.hub.retry_seconds();
