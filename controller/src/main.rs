@@ -9,6 +9,7 @@ mod app;
 mod bench;
 mod commands;
 mod compile;
+mod cron;
 mod data;
 #[cfg(test)]
 mod end_to_end;
@@ -20,6 +21,7 @@ mod pull_secrets;
 mod registry;
 mod schedule;
 mod secret;
+mod selector;
 mod server;
 mod store;
 mod time;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::kubeconfig;
+use crate::api::Audit;
 use crate::app::App;
 use crate::data::Data;
 use crate::images::Upstream;
@@ -96,6 +97,8 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
         heartbeat_seconds: options.heartbeat,
         admin_token,
         public_key: identity.public,
+        audit: Audit::open(&data.path("audit.log")).context("cannot open the audit log")?,
+        allocating: Mutex::new(()),
         nudges: nudge,
         stopping,
     });

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rustls::pki_types::ServerName;
 use skeg_protocol::message::{Held, Hello, NodeInfo, StatusUpdate, VERSIONS};
-use skeg_protocol::status::reason;
+use skeg_protocol::status::{ConditionKind, PodCondition, reason};
 use skeg_protocol::sync::{Answer, Intake};
 use skeg_protocol::{Connection, ContainerState, ContainerStatus, LinkError, Message, Phase, Pod, PodStatus, Uid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -161,6 +161,17 @@ pub(super) fn running(pod: &Pod) -> PodStatus {
         last: None,
         restarts: 0,
         image: Some(container.image.digest),
+        started: true,
+        ready: true,
+    });
+    use ConditionKind as Kind;
+    let conditions = [Kind::PodScheduled, Kind::Initialized, Kind::ContainersReady, Kind::Ready];
+    let conditions = conditions.map(|kind| PodCondition {
+        kind,
+        holds: true,
+        since: 1_700_000_000_000,
+        reason: reason(""),
+        message: String::new(),
     });
     PodStatus {
         uid: pod.uid,
@@ -168,6 +179,8 @@ pub(super) fn running(pod: &Pod) -> PodStatus {
         reason: reason(""),
         message: String::new(),
         started_at: 1_700_000_000_000,
+        conditions: conditions.to_vec(),
+        init_containers: Vec::new(),
         containers: containers.collect(),
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Database {
     placed: Mutex<Placed>,
     /// Whether something is committed that is not durable yet.
     unsettled: AtomicBool,
-    seal: Seal,
+    pub(super) seal: Seal,
 }
 
 /// Runs what waits for the disk without holding up the other tasks of this thread.
@@ -61,6 +61,7 @@ impl Database {
         super::manifests::create(&write)?;
         super::pending::create(&write)?;
         super::tags::create(&write)?;
+        super::users::create(&write)?;
         let revision = skip_revisions(&write)?;
         write.commit()?;
         let mut epoch = Epoch::default();
@@ -243,7 +244,8 @@ impl Store for Database {
                 Some(old) => (Action::Modified, beyond_status(old, &object)),
                 None => (Action::Added, true),
             };
-            let change = Change { revision, action, key: key.clone(), object: Arc::new(object.clone()), beyond_status };
+            let (key, new) = (key.clone(), Arc::new(object.clone()));
+            let change = Change { revision, action, key, object: new, old: old.map(Arc::new), beyond_status };
             Ok((object, Some(change)))
         })
     }
@@ -261,6 +263,7 @@ impl Store for Database {
                 action: Action::Deleted,
                 key: key.clone(),
                 object: Arc::new(object.clone()),
+                old: None,
                 beyond_status: true,
             };
             Ok((object, Some(change)))
