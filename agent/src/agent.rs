@@ -24,6 +24,7 @@ use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodR
 use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
+use crate::network::{self, Networks};
 use crate::peer::Stream;
 use crate::{appliance, link, local, streams};
 
@@ -62,6 +63,15 @@ pub struct Agent {
 impl Agent {
     /// Takes an event and has its actions done. Only for the loop and what comes before it.
     fn step(&self, event: Event) {
+        if let Event::Manifest(manifest) = &event {
+            self.host.networks.want(manifest);
+            let networks = Arc::clone(&self.host.networks);
+            drop(spawn_blocking(move || {
+                // A failure is said in the log.
+                networks.settle().ok();
+                networks.sweep();
+            }));
+        }
         let freed = matches!(event, Event::PodRemoved(_));
         let matters = freed || matches!(event, Event::Manifest(_));
         if let Event::PodRemoved(uid) = &event {
@@ -84,7 +94,19 @@ impl Agent {
         if freed {
             self.collect_images();
         }
+        self.tell_networks();
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Tells the networks which pods may get connections.
+    fn tell_networks(&self) {
+        let pods = self.pods();
+        let ready = pods.iter().filter(|pod| network::receives(pod)).map(|pod| pod.uid);
+        if self.host.networks.observe(ready.collect()) {
+            let networks = Arc::clone(&self.host.networks);
+            // A failure is said in the log.
+            drop(spawn_blocking(move || networks.settle().ok()));
+        }
     }
 
     /// Tells the store which images a kept revision or a pod needs.
@@ -237,7 +259,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changed: watch::Sender::new(0),
         host,
     });
+    // Pods of the revision before may still be there, in its networks.
+    agent.host.networks.want(&agent.host.journal.previous_manifest());
+    agent.host.networks.want(&agent.host.journal.manifest());
     take_over(&agent, held).await?;
+    drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
     let manifest = agent.host.journal.manifest();
     agent.held.replace(manifest.clone());
     agent.step(Event::Manifest(manifest));
@@ -273,6 +299,8 @@ async fn turn(
         }
         if agent.node.borrow().halted() {
             log::info!("every pod has stopped");
+            let networks = Arc::clone(&agent.host.networks);
+            spawn_blocking(move || networks.close()).await.context("taking the networks down")?;
             remove_parent_cgroup(&agent.host.config.cgroup);
             return Ok(());
         }
@@ -306,6 +334,7 @@ fn make_host(
     Ok(Host {
         journal: Journal::open(&config.state_dir)?,
         ranges: ranges(&folders),
+        networks: Arc::new(Networks::open(&config.network, folders.pods()).context("setting up the networks of pods")?),
         scratch: Scratch::new().context("making the logs' buffers")?,
         config,
         folders,
@@ -366,6 +395,9 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
             }
         }
         adopt(agent, record, &found);
+        if running {
+            host.networks.expect(uid);
+        }
         let worker = Worker::spawn(Rc::clone(host), pod, network, running);
         for Key { container, attempt, .. } in ended {
             // The worker waits for what it is told.

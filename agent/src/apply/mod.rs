@@ -30,7 +30,7 @@ use crate::core::{Action, ContainerEvent, Event, NotStarted, PodRecord, Step};
 use crate::hold::Holder;
 use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
-use crate::ports::Published;
+use crate::network::Networks;
 
 pub use files::{Folders, remove_parent_cgroup};
 pub use images::{Images, STORE, wanted};
@@ -112,6 +112,8 @@ pub struct Host {
     pub journal: Journal,
     /// Whose ids are whose, where pods can have users of their own.
     pub ranges: Option<Ranges>,
+    /// The pods' networks.
+    pub networks: Arc<Networks>,
     /// Init's memory.
     pub holder: Holder,
     /// Images.
@@ -179,8 +181,6 @@ struct Prepared {
     users: Option<Users>,
     /// Where its volumes lie.
     volumes: BTreeMap<Label, PathBuf>,
-    /// Kept for their drop.
-    _published: Published,
 }
 
 /// Does one pod's actions.
@@ -249,7 +249,7 @@ impl Worker {
                 };
                 self.host.send(uid, name, event);
             }
-            Step::Signal(attempt) => self.signal(name, attempt),
+            Step::Signal(attempt) => self.signal(name, attempt).await,
             Step::Kill(attempt) => {
                 let live = self.host.live.borrow().get(&self.key(name, attempt)).cloned();
                 if let Some(live) = live {
@@ -280,7 +280,12 @@ impl Worker {
         });
     }
 
-    fn signal(&self, name: &Label, attempt: u32) {
+    async fn signal(&self, name: &Label, attempt: u32) {
+        // What ends gets no new connection any more.
+        let (networks, uid) = (Arc::clone(&self.host.networks), self.pod.uid);
+        if let Err(error) = spawn_blocking(move || networks.drain(uid)).await {
+            log::error!("taking pod {uid} out of its services: {error}");
+        }
         let key = self.key(name, attempt);
         let Some(live) = self.host.live.borrow().get(&key).cloned() else { return };
         let container = self.pod.containers.iter().find(|container| container.name == *name);
@@ -329,12 +334,13 @@ impl Worker {
     async fn prepare(&mut self) -> Result<(), NotStarted> {
         if self.prepared.is_none() {
             let network = self.prepare_network().await?;
-            let published = match &network {
-                Some(network) => crate::ports::publish(&self.pod, network)
-                    .await
-                    .map_err(|error| NotStarted::NotCreated { reason: "HostPortConflict", message: chain(&error) })?,
-                None => Published::default(),
-            };
+            let (networks, pod, namespace) = (Arc::clone(&self.host.networks), Arc::clone(&self.pod), network.clone());
+            let plugged =
+                spawn_blocking(move || networks.plug(&pod, namespace.as_ref().map(|network| network.as_fd())));
+            plugged
+                .await
+                .map_err(|error| not_created(&error))?
+                .map_err(|error| NotStarted::NotCreated { reason: error.reason(), message: chain(&error) })?;
             let users = match &network {
                 Some(network) => self.users(network).await?,
                 None => None,
@@ -345,7 +351,7 @@ impl Worker {
                 .await
                 .map_err(|error| not_created(&error))?
                 .map_err(|message| NotStarted::NotCreated { reason: "FailedMount", message })?;
-            self.prepared = Some(Prepared { network, users, volumes, _published: published });
+            self.prepared = Some(Prepared { network, users, volumes });
         }
         Ok(())
     }
@@ -390,7 +396,9 @@ impl Worker {
         let (host, pod) = (Rc::clone(&self.host), Arc::clone(&self.pod));
         let (folders, journal, cgroup) =
             (host.folders.clone(), host.journal.clone(), format!("{}/{}", host.config.cgroup, pod.uid));
+        let networks = Arc::clone(&host.networks);
         let removed = spawn_blocking(move || {
+            networks.unplug(pod.uid, keep);
             folders.release(&pod);
             if let Ok(found) = cgroups::open(&cgroup)
                 && let Err(error) = found.remove()
