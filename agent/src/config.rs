@@ -63,20 +63,37 @@ impl Default for Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Images {
-    /// MiB that a pull leaves free.
-    pub reserve_mib: u64,
+    /// MiB that a pull leaves free; without it 64, or a twentieth of a smaller disk.
+    pub reserve_mib: Option<u64>,
     /// When so much of the file system is used, images that nothing needs are removed …
     pub high_percent: u8,
     /// … the longest unused first, until no more than this is used.
     pub low_percent: u8,
     /// Images that nothing needs are removed after so many days.
     pub unused_days: u64,
+    /// Entries of one layer's archive.
+    pub layer_entries: u64,
+    /// Folders of one layer; each takes about 100 bytes of memory while it is unpacked.
+    pub layer_folders: u64,
+    /// A layer may unpack to so many times its compressed size, and to 1 GiB in any case …
+    pub layer_ratio: u64,
+    /// … but never to more than so many GiB.
+    pub layer_gib: u64,
 }
 
 impl Default for Images {
     fn default() -> Self {
-        let Limits { reserve, high_percent, low_percent, unused } = Limits::default();
-        Images { reserve_mib: reserve >> 20, high_percent, low_percent, unused_days: unused.as_secs() / DAY }
+        let limits = Limits::default();
+        Images {
+            reserve_mib: limits.reserve.map(|bytes| bytes >> 20),
+            high_percent: limits.high_percent,
+            low_percent: limits.low_percent,
+            unused_days: limits.unused.as_secs() / DAY,
+            layer_entries: limits.layer_entries,
+            layer_folders: limits.layer_folders,
+            layer_ratio: limits.layer_ratio,
+            layer_gib: limits.layer_gib,
+        }
     }
 }
 
@@ -84,10 +101,14 @@ impl Images {
     /// The same for the image store.
     pub fn limits(&self) -> Limits {
         Limits {
-            reserve: self.reserve_mib.saturating_mul(1 << 20),
+            reserve: self.reserve_mib.map(|mib| mib.saturating_mul(1 << 20)),
             high_percent: self.high_percent,
             low_percent: self.low_percent,
             unused: Duration::from_secs(self.unused_days.saturating_mul(DAY)),
+            layer_entries: self.layer_entries,
+            layer_folders: self.layer_folders,
+            layer_ratio: self.layer_ratio,
+            layer_gib: self.layer_gib,
         }
     }
 }
@@ -98,6 +119,12 @@ impl Images {
 pub struct Controller {
     /// `host:port`; the host is a name, an IPv4 address or an IPv6 address in brackets.
     pub address: String,
+    /// Further addresses of the same controller, tried after the first.
+    #[serde(default)]
+    pub more_addresses: Vec<String>,
+    /// `http://[user:password@]host:port` of an HTTP proxy that leads to the controller (CONNECT). Images are pulled past
+    /// it.
+    pub proxy: Option<String>,
     /// The join token itself. Used until the node is enrolled.
     pub join_token: Option<String>,
     /// A file with the join token. Used until the node is enrolled; it may be absent afterwards.
@@ -344,9 +371,13 @@ impl Config {
             return Some(("images.low_percent", "must not exceed high_percent, nor that 100".into()));
         }
         if let Some(controller) = &self.controller {
-            let port = controller.address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-            if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-                return Some(("controller.address", format!("{:?} is not host:port", controller.address)));
+            let is_address = |address: &&String| {
+                let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+                port.is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+            };
+            let mut addresses = std::iter::once(&controller.address).chain(&controller.more_addresses);
+            if let Some(address) = addresses.find(|address| !is_address(address)) {
+                return Some(("controller.address", format!("{address:?} is not host:port")));
             }
             if controller.join_token.is_some() && controller.join_token_file.is_some() {
                 return Some(("controller.join_token", "stands beside join_token_file: keep one of them".into()));
@@ -419,6 +450,14 @@ mod tests {
         let Network::Fixed(fixed) = appliance.network else { panic!("{:?}", appliance.network) };
         assert_eq!((fixed.address.address.octets(), fixed.address.length), ([10, 0, 2, 15], 24));
         assert_eq!(fixed.gateway, Some(Ipv4Addr::new(10, 0, 2, 2)));
+    }
+
+    #[test]
+    fn limits_of_images_are_those_of_the_store_unless_the_file_says_otherwise() {
+        assert_eq!(parse("").unwrap().images.limits(), Limits::default());
+        let limits = parse("[images]\nreserve_mib = 8\nlayer_entries = 5\nlayer_gib = 2").unwrap().images.limits();
+        let wanted = Limits { reserve: Some(8 << 20), layer_entries: 5, layer_gib: 2, ..Limits::default() };
+        assert_eq!(limits, wanted);
     }
 
     #[test]

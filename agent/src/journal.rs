@@ -3,7 +3,7 @@
 //!
 //! Every file is written beside its place, synced and renamed into it, and carries a checksum; a reader sees the
 //! old content or the new, never a part. Nothing is written unless something changed: idle is silent. What the
-//! contents mean is the core's.
+//! contents mean is the core's. Secrets of a manifest are written encrypted.
 //!
 //! File: 8 bytes of magic with the format's version, SHA-256 of the body, the body in postcard.
 
@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use skeg_protocol::{Digest, Manifest, Uid};
+use skeg_protocol::{Manifest, Uid};
 use thiserror::Error;
 
 use crate::core::PodRecord;
+use crate::vault::Vault;
 
 const MAGIC: &[u8; 8] = b"SKEGJ\0\0\x01";
 const HEADER: usize = MAGIC.len() + 32;
@@ -48,9 +49,10 @@ enum ReadError {
 pub struct Journal {
     state: PathBuf,
     pods: PathBuf,
+    vault: Vault,
 }
 
-fn at<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> JournalError + 'a {
+pub(crate) fn at<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> JournalError + 'a {
     move |source| JournalError { step, path: path.to_owned(), source }
 }
 
@@ -59,14 +61,6 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
     out
-}
-
-/// The digest of a manifest's pods as both ends of the link compute it.
-///
-/// # Errors
-/// Never for a manifest that was decoded from the wire; postcard's error otherwise.
-pub fn manifest_digest(manifest: &Manifest) -> Result<Digest, postcard::Error> {
-    Ok(Digest(sha256(&postcard::to_allocvec(&manifest.pods)?)))
 }
 
 /// Makes a folder and its parents, readable by root only.
@@ -132,15 +126,16 @@ fn unseal<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReadError> {
 }
 
 impl Journal {
-    /// Opens the journal below a state folder, making its folders.
+    /// Opens the journal below a state folder, making its folders and the key for its secrets.
     ///
     /// # Errors
-    /// A folder can't be made.
+    /// A folder or the key can't be made.
     pub fn open(state_dir: &Path) -> Result<Self, JournalError> {
         let state = state_dir.join("state");
         let pods = state.join("pods");
         make_folder(&pods).map_err(at("making folder", &pods))?;
-        Ok(Journal { state, pods })
+        let vault = Vault::open(&state_dir.join("identity"))?;
+        Ok(Journal { state, pods, vault })
     }
 
     fn current(&self) -> PathBuf {
@@ -153,14 +148,15 @@ impl Journal {
 
     /// The revision before the current one, where it can be read.
     pub fn previous_manifest(&self) -> Manifest {
-        unseal(&self.previous()).ok().flatten().unwrap_or_default()
+        unseal(&self.previous()).ok().flatten().map(|manifest| self.vault.reveal(manifest)).unwrap_or_default()
     }
 
     /// The wanted state: the current revision, or the one before it where the current one is broken (it is set
     /// aside), or the empty manifest.
     pub fn manifest(&self) -> Manifest {
         for path in [self.current(), self.previous()] {
-            match unseal::<Manifest>(&path).and_then(|found| match found {
+            let found = unseal::<Manifest>(&path).map(|found| found.map(|manifest| self.vault.reveal(manifest)));
+            match found.and_then(|found| match found {
                 Some(manifest) if manifest.validate().is_err() => {
                     Err(ReadError::Broken { path: path.clone(), problem: "it breaks a rule" })
                 }
@@ -183,7 +179,8 @@ impl Journal {
     /// The step that failed; the current manifest is then as before, or can be read as the previous.
     pub fn store_manifest(&self, manifest: &Manifest) -> Result<(), JournalError> {
         let (current, previous) = (self.current(), self.previous());
-        let bytes = seal(manifest, &current)?;
+        let closed = self.vault.close(manifest).map_err(at("encrypting for", &current))?;
+        let bytes = seal(&closed, &current)?;
         // A revision that comes twice, because the link ended before the answer, must not push the last good one out.
         if fs::read(&current).is_ok_and(|held| held == bytes) {
             return sync_parent(&current);
@@ -273,6 +270,30 @@ mod tests {
         journal.store_manifest(&revision(1)).unwrap();
         journal.store_manifest(&revision(2)).unwrap();
         assert_eq!(journal.manifest(), revision(2));
+    }
+
+    #[test]
+    fn no_secret_is_on_the_disk_in_clear() {
+        use skeg_protocol::manifest::{Data, DataKind};
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let secret = Data {
+            kind: DataKind::Secret,
+            namespace: "default".try_into().unwrap(),
+            name: "login".try_into().unwrap(),
+            immutable: false,
+            entries: vec![("password".to_owned(), b"hush-hush".to_vec())],
+        };
+        let with_secret = Manifest { data: vec![secret], ..revision(2) };
+        journal.store_manifest(&revision(1)).unwrap();
+        journal.store_manifest(&with_secret).unwrap();
+        journal.store_manifest(&revision(3)).unwrap();
+        for file in [journal.current(), journal.previous()] {
+            assert!(!fs::read(file).unwrap().windows(9).any(|window| window == b"hush-hush"));
+        }
+        assert_eq!(journal.previous_manifest(), with_secret);
+        fs::remove_file(journal.current()).unwrap();
+        assert_eq!(Journal::open(folder.path()).unwrap().manifest(), with_secret);
     }
 
     #[test]

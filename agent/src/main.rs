@@ -13,6 +13,7 @@ mod commands;
 pub mod config;
 mod convert;
 mod core;
+mod forward;
 #[allow(dead_code)]
 pub mod hold;
 mod image;
@@ -28,6 +29,7 @@ mod oci;
 mod peer;
 mod ports;
 mod streams;
+mod vault;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

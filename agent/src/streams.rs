@@ -19,6 +19,7 @@ use crate::agent::Agent;
 use crate::apply::{Key, Live, chain, give_streams};
 use crate::async_fd;
 use crate::convert;
+use crate::forward;
 use crate::image;
 use crate::logs;
 use crate::peer::{Sender, Stream, StreamEvent};
@@ -44,6 +45,7 @@ pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest)
             }
         }
         StreamRequest::Image(request) => image::serve(&agent, &stream.sender(), request).await,
+        StreamRequest::PortForward { pod, port } => forward::serve(&agent, &mut stream, pod, port).await,
     };
     stream.close(end.unwrap_or_else(|message| StreamEnd::Failed(skeg_protocol::status::text(message))));
 }
@@ -229,6 +231,7 @@ fn start(
             target: target.as_fd(),
             process,
             spec,
+            state: None,
             cgroup: Some(&cgroup),
             stdio,
             reaper: Reaper::Caller,

@@ -22,6 +22,8 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     /// How other registries are reached.
     pub(crate) upstream: Upstream,
+    /// Seconds between a device's heartbeats.
+    pub(crate) heartbeat_seconds: u16,
     /// What the admin shows to be let in.
     pub(crate) admin_token: String,
     /// The raw public key that devices pin.

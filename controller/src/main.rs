@@ -57,6 +57,8 @@ enum Command {
     Logs(commands::logs::Logs),
     /// Make and list join tokens for devices
     Token(commands::token::Token),
+    /// Decide about devices
+    Node(commands::node::Node),
 }
 
 fn main() -> ExitCode {
@@ -87,6 +89,7 @@ fn run(cli: &Cli) -> Result<()> {
             Command::Delete(options) => commands::delete::run(&client, options).await,
             Command::Logs(options) => commands::logs::run(&client, options).await,
             Command::Token(options) => commands::token::run(&client, options).await,
+            Command::Node(options) => commands::node::run(&client, options).await,
         }
     })
 }

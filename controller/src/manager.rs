@@ -10,7 +10,8 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 use skeg_kube::{image_references, pull_secret_names};
 use skeg_protocol::manifest::{Image, ImageSource};
-use skeg_protocol::{Pod, Uid};
+use skeg_protocol::sync::body;
+use skeg_protocol::{Manifest, Pod, Uid};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::app::App;
@@ -96,8 +97,7 @@ impl Manager {
     /// Takes up from the nodes' manifests what references mean, so that a new controller goes on with it.
     fn remember(&mut self) -> Result<(), StoreError> {
         for node in self.app.store.list("Node", None)?.items {
-            let manifest =
-                self.app.store.newest_manifest(node["metadata"]["name"].as_str().unwrap_or_default())?.manifest;
+            let manifest = self.app.store.newest_manifest(node["metadata"]["name"].as_str().unwrap_or_default())?;
             for pod in manifest.pods {
                 let asker = shared_asker(&pod.namespace, pod.image_pull_secrets.iter().map(|name| name.as_str()));
                 for container in pod.containers {
@@ -181,11 +181,21 @@ impl Manager {
         for pod in &pods {
             of_node.entry(pod["spec"]["nodeName"].as_str().unwrap_or_default()).or_default().push(pod);
         }
+        let (mut manifests, mut tell) = (Vec::new(), HashSet::new());
         for name in nodes.iter().filter_map(|node| node["metadata"]["name"].as_str()) {
-            if let Err(error) = self.compile(name, of_node.get(name).map(Vec::as_slice).unwrap_or_default()) {
+            match self.compile(name, of_node.get(name).map(Vec::as_slice).unwrap_or_default()) {
+                Ok((body, told)) => {
+                    manifests.push((name.to_owned(), body));
+                    tell.extend(told.then(|| name.to_owned()));
+                }
                 // What is wrong with one node's records must not hold up the others.
-                log::error!("cannot bring the manifest of node {name} up to date: {error}");
+                Err(error) => log::error!("cannot bring the manifest of node {name} up to date: {error}"),
             }
+        }
+        // One wait for the disk, however many nodes there are.
+        tell.extend(self.app.store.advance_manifests(&manifests)?);
+        for node in tell {
+            self.app.hub.send(&node, Command::Manifest);
         }
         Ok(())
     }
@@ -228,14 +238,14 @@ impl Manager {
         Ok(())
     }
 
-    /// Brings one node's manifest up to date and tells its session.
-    fn compile(&mut self, node: &str, pods: &[&Value]) -> Result<(), StoreError> {
+    /// Gives the body of one node's manifest, and whether its session is to look at it even where it is as it was.
+    fn compile(&mut self, node: &str, pods: &[&Value]) -> Result<(Vec<u8>, bool), StoreError> {
         let newest = self.app.store.newest_manifest(node)?;
         let mut wanted = Vec::new();
         let mut leaving = false;
         for pod in pods {
             let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
-            let prior = uid.parse().ok().and_then(|uid| newest.manifest.pod(uid));
+            let prior = uid.parse().ok().and_then(|uid| newest.pod(uid));
             if !pod["metadata"]["deletionTimestamp"].is_null() {
                 leaving = true;
                 if prior.is_none() && !self.app.store.was_sent(node, uid)? {
@@ -247,15 +257,13 @@ impl Manager {
             wanted.extend(self.compile_pod(pod, uid, prior)?.or_else(|| prior.cloned()));
         }
         // What runs already keeps its claims against what is new.
-        wanted.sort_by_key(|pod| newest.manifest.pod(pod.uid).is_none());
+        wanted.sort_by_key(|pod| newest.pod(pod.uid).is_none());
         let (wanted, refused) = assemble(wanted);
         self.refuse(pods, &refused)?;
-        let (_, new) = self.app.store.advance_manifest(node, wanted, 0)?;
+        let manifest = Manifest { pods: wanted, ..Manifest::default() };
+        let body = body::encode(&manifest).map_err(|error| StoreError::Large(error.to_string()))?;
         let named = pods.iter().any(|pod| pull_secret_names(pod).next().is_some());
-        if new || leaving || (self.secrets_changed && named) {
-            self.app.hub.send(node, Command::Manifest);
-        }
-        Ok(())
+        Ok((body, leaving || (self.secrets_changed && named)))
     }
 
     /// Says in their status why pods cannot be in their node's manifest.
@@ -274,14 +282,14 @@ impl Manager {
         let mut images = Vec::new();
         let mut failures = Vec::new();
         for (index, reference) in image_references(pod).iter().enumerate() {
-            let before = prior.and_then(|pod| pod.containers.get(index)).map(|container| &container.image);
+            let before = prior.and_then(|pod| pod.all_containers().nth(index)).map(|container| &container.image);
             match before.filter(|image| image.reference == *reference) {
                 Some(image) => images.push(image.clone()),
                 None => match self.resolve(pod, &asker(pod, index, uid), reference)? {
                     Ok(Some(image)) => images.push(image),
                     Ok(None) => {}
                     Err((reason, message)) => {
-                        let name = pod["spec"]["containers"][index]["name"].as_str().unwrap_or_default();
+                        let name = container_at(pod, index)["name"].as_str().unwrap_or_default();
                         failures.push((name.to_owned(), reason, message));
                     }
                 },
@@ -346,10 +354,15 @@ impl Manager {
 /// For whom a container's reference is asked for: for its pod alone where it is always asked for, else for all with
 /// the same pull secrets.
 fn asker(pod: &Value, container: usize, uid: &str) -> String {
-    if pod["spec"]["containers"][container]["imagePullPolicy"] == "Always" {
+    if container_at(pod, container)["imagePullPolicy"] == "Always" {
         return uid.to_owned();
     }
     shared_asker(pod["metadata"]["namespace"].as_str().unwrap_or_default(), pull_secret_names(pod))
+}
+
+/// A container as it is written; init containers come first.
+fn container_at(pod: &Value, index: usize) -> &Value {
+    skeg_kube::containers(pod).nth(index).unwrap_or(&Value::Null)
 }
 
 /// An image as a stand-in where only a pod's form is checked.

@@ -5,7 +5,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use skeg_protocol::codec::{self, Decoder};
-use skeg_protocol::{CodecError, Connection, Digest, Label, Manifest, Message, Uid};
+use skeg_protocol::message::Held;
+use skeg_protocol::sync::{Answer, Intake, body, delta};
+use skeg_protocol::{CodecError, Connection, Digest, Label, Message, Uid};
 use std::time::Duration;
 
 /// Everything that comes out of `bytes` when they arrive in pieces of at most `piece` bytes.
@@ -40,6 +42,25 @@ fn converse(bytes: &[u8], piece: usize) {
     }
 }
 
+/// A device whose controller says all this about manifests.
+fn take(messages: Vec<Message>) {
+    let mut intake = Intake::default();
+    for message in messages {
+        let answer = match message {
+            Message::ManifestBegin(begin) => intake.begin(begin),
+            Message::ManifestPiece(piece) => intake.piece(&piece),
+            _ => continue,
+        };
+        if let Answer::Take(whole) = answer {
+            let held = whole.held;
+            assert!(held.revision > intake.held().revision, "it went back");
+            intake.stored(*whole);
+            assert_eq!(intake.held(), held);
+        }
+        let _ = (intake.partial(), intake.items());
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((&first, bytes)) = data.split_first() else { return };
     let piece = usize::from(first) + 1;
@@ -52,17 +73,16 @@ fuzz_target!(|data: &[u8]| {
     }
     assert_eq!(decode(&again, piece), (messages.clone(), None), "another meaning after encoding again");
 
-    let mut pods = Vec::new();
-    for message in messages {
-        if let Message::ManifestPod(pod) = message {
-            let _ = pod.validate();
-            pods.push(pod);
-        }
+    if let Ok(manifest) = body::decode(Held::NOTHING, bytes) {
+        let _ = manifest.validate();
+        let _ = manifest.pod(Uid::default());
     }
-    pods.sort_by_key(|pod| pod.uid);
-    let manifest = Manifest { revision: 1, pods };
-    let _ = manifest.validate();
-    let _ = manifest.pod(Uid::default());
+    let (old, difference) = bytes.split_at(bytes.len().min(usize::from(first)));
+    if let Ok(new) = delta::apply(old, difference, 1 << 16) {
+        let again = delta::encode(old, &new);
+        assert_eq!(delta::apply(old, &again, new.len()).as_ref(), Ok(&new), "a difference leads elsewhere");
+    }
+    take(messages);
 
     converse(bytes, piece);
 

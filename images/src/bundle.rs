@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::blobs::{BlobError, blob_io};
+use crate::split::ZSTD_WINDOW_LOG;
 use crate::tar::{Archive, Kind};
 
 /// Most members of an archive.
@@ -26,16 +28,8 @@ const BLOCK: u64 = 512;
 #[derive(Debug, Error)]
 pub enum BundleError {
     /// The file system refused.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] BlobError),
     /// It is a file, but no tar.
     #[error("{} is not a tar archive (plain, gzip or zstd) that can be read: {problem}", path.display())]
     NoArchive {
@@ -43,6 +37,14 @@ pub enum BundleError {
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// A compressed archive or a pipe for which there is no room while it is read.
+    #[error("{} unpacks to more than {room} bytes, which is all the room that the image store has", path.display())]
+    NoRoom {
+        /// The archive.
+        path: PathBuf,
+        /// Bytes that may be used.
+        room: u64,
     },
     /// More members than an archive may have.
     #[error("{} has more than {MAX_MEMBERS} members", .0.display())]
@@ -105,9 +107,9 @@ impl MemberReader {
 
 impl Bundle {
     /// Opens a folder or an archive. What cannot be read in any order (a pipe, a compressed archive) is first written
-    /// to a file without a name in `temp`.
-    pub(crate) fn open(path: &Path, temp: &Path) -> Result<Bundle, BundleError> {
-        let fail = |operation| move |source| BundleError::Io { operation, path: path.to_owned(), source };
+    /// to a file without a name in `temp`, of at most `room` bytes.
+    pub(crate) fn open(path: &Path, temp: &Path, room: u64) -> Result<Bundle, BundleError> {
+        let fail = |operation| blob_io(operation, path);
         let mut file = File::open(path).map_err(fail("open"))?;
         let metadata = file.metadata().map_err(fail("look at"))?;
         if metadata.is_dir() {
@@ -118,7 +120,8 @@ impl Bundle {
         let compressed = head.starts_with(&[0x1f, 0x8b]) || head == [0x28, 0xb5, 0x2f, 0xfd];
         if compressed || !metadata.is_file() {
             let rest = io::Cursor::new(head[..count].to_vec()).chain(file);
-            file = spool(rest, compressed, temp).map_err(fail("unpack"))?;
+            let spooled = spool(rest, compressed, temp, room).map_err(fail("unpack"))?;
+            file = spooled.ok_or_else(|| BundleError::NoRoom { path: path.to_owned(), room })?;
         }
         let members = index(&mut file, path)?;
         Ok(Bundle { path: path.to_owned(), source: Source::Archive { file, members } })
@@ -130,8 +133,8 @@ impl Bundle {
 
     /// Opens a member; `None` where there is none of this name.
     pub(crate) fn member(&self, name: &str) -> Result<Option<MemberReader>, BundleError> {
-        let fail =
-            |operation| move |source: io::Error| BundleError::Io { operation, path: self.path.join(name), source };
+        let path = self.path.join(name);
+        let fail = |operation| blob_io(operation, &path);
         match &self.source {
             Source::Folder(folder) => {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -139,7 +142,7 @@ impl Bundle {
                 let file: File = match rustix::fs::openat2(folder, name, flags, Mode::empty(), resolve) {
                     Ok(file) => file.into(),
                     Err(Errno::NOENT) => return Ok(None),
-                    Err(errno) => return Err(fail("open")(errno.into())),
+                    Err(errno) => return Err(fail("open")(errno.into()).into()),
                 };
                 let left = file.metadata().map_err(fail("look at"))?.len();
                 Ok(Some(MemberReader { file, offset: 0, left }))
@@ -170,8 +173,8 @@ impl Bundle {
         }
         let mut bytes = Vec::new();
         let read = member.take(limit).read_to_end(&mut bytes);
-        let fail = |source| BundleError::Io { operation: "read", path: self.path.join(name), source };
-        read.map_err(fail).map(|_| Some(bytes))
+        read.map_err(blob_io("read", &self.path.join(name)))?;
+        Ok(Some(bytes))
     }
 }
 
@@ -186,22 +189,23 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(count)
 }
 
-/// Writes a stream, decompressed, to a file that has no name and goes when it is closed.
-fn spool(mut stream: impl Read, compressed: bool, temp: &Path) -> io::Result<File> {
+/// Writes a stream, decompressed, to a file that has no name and goes when it is closed; `None` where it has more bytes
+/// than there is `room` for.
+fn spool(stream: impl Read, compressed: bool, temp: &Path, room: u64) -> io::Result<Option<File>> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let mut file: File = rustix::fs::open(temp, flags, Mode::from_raw_mode(0o600))?.into();
-    if compressed {
-        let mut stream = io::BufReader::new(stream);
-        let gzip = io::BufRead::fill_buf(&mut stream)?.first() == Some(&0x1f);
-        if gzip {
-            io::copy(&mut flate2::bufread::MultiGzDecoder::new(stream), &mut file)?;
-        } else {
-            io::copy(&mut zstd::stream::read::Decoder::with_buffer(stream)?, &mut file)?;
-        }
+    let mut stream = io::BufReader::new(stream);
+    let mut copy = |stream: &mut dyn Read| io::copy(&mut stream.take(room.saturating_add(1)), &mut file);
+    let count = if !compressed {
+        copy(&mut stream)?
+    } else if io::BufRead::fill_buf(&mut stream)?.first() == Some(&0x1f) {
+        copy(&mut flate2::bufread::MultiGzDecoder::new(stream))?
     } else {
-        io::copy(&mut stream, &mut file)?;
-    }
-    file.flush().map(|()| file)
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(stream)?;
+        decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+        copy(&mut decoder)?
+    };
+    Ok((count <= room).then_some(file))
 }
 
 /// Notes where the members of an archive lie. Their data is passed over, not read.
@@ -262,7 +266,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.tar");
         std::fs::write(&path, bytes).unwrap();
-        Bundle::open(&path, folder.path())
+        Bundle::open(&path, folder.path(), 1 << 20)
     }
 
     fn tar() -> Vec<u8> {
@@ -295,16 +299,30 @@ mod tests {
         }
     }
 
+    /// Such an archive once filled the disk, and its window the memory.
+    #[test]
+    fn a_compressed_archive_is_bounded_in_bytes_and_memory() {
+        let zeros = vec![0; (1 << 20) + 1];
+        for bytes in [gzip(&zeros), zstd::encode_all(&zeros[..], 3).unwrap()] {
+            assert!(matches!(open(&bytes), Err(BundleError::NoRoom { room: 1_048_576, .. })));
+        }
+        let mut wide = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+        wide.window_log(ZSTD_WINDOW_LOG + 1).unwrap();
+        std::io::Write::write_all(&mut wide, &zeros).unwrap();
+        let error = open(&wide.finish().unwrap()).unwrap_err();
+        assert!(matches!(error, BundleError::File(BlobError::Io { operation: "unpack", .. })), "{error}");
+    }
+
     #[test]
     fn a_folder_gives_nothing_from_outside() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("in")).unwrap();
         std::fs::write(folder.path().join("secret"), "x").unwrap();
         std::os::unix::fs::symlink("../secret", folder.path().join("in/link")).unwrap();
-        let bundle = Bundle::open(&folder.path().join("in"), folder.path()).unwrap();
+        let bundle = Bundle::open(&folder.path().join("in"), folder.path(), 0).unwrap();
         assert!(bundle.read("none", 10).unwrap().is_none());
         for name in ["link", "../secret", "/etc/passwd"] {
-            assert!(matches!(bundle.read(name, 10), Err(BundleError::Io { .. })), "{name}");
+            assert!(matches!(bundle.read(name, 10), Err(BundleError::File(BlobError::Io { .. }))), "{name}");
         }
     }
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use crate::store::is_image;
 use crate::tar::Archive;
-use crate::unpack::unpack;
+use crate::unpack::{Bounds, unpack};
 
 /// Unpacks bytes as a layer's plain archive, of at most 1 MiB of files, into an empty folder; tells whether they are one.
 pub fn layer(bytes: &[u8], folder: &Path) -> bool {
-    unpack(&mut Archive::new(bytes), folder, 1 << 20).is_ok()
+    unpack(&mut Archive::new(bytes), folder, Bounds { entries: 1000, folders: 1000, bytes: 1 << 20 }).is_ok()
 }
 
 /// Reads bytes as a manifest and a configuration with a NUL byte between them; tells whether they are an image.

@@ -3,6 +3,7 @@
 //! Owns its reading. Must not run it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// How an image says that its program is healthy; Docker image specification v1.2, `Healthcheck`. A time of 0 and a
 /// count of 0 mean the default.
@@ -23,22 +24,12 @@ pub struct Healthcheck {
     pub retries: i64,
 }
 
-/// Reads the health check of a configuration that was found to be valid otherwise.
+/// Reads the health check of an image's configuration.
 ///
 /// # Errors
 /// It is there and has another form.
-pub(crate) fn of(configuration: &[u8]) -> Result<Option<Healthcheck>, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Configuration {
-        config: Option<Config>,
-    }
-    #[derive(Deserialize)]
-    struct Config {
-        #[serde(rename = "Healthcheck")]
-        healthcheck: Option<Healthcheck>,
-    }
-    let configuration: Configuration = serde_json::from_slice(configuration)?;
-    Ok(configuration.config.and_then(|config| config.healthcheck))
+pub(crate) fn of(configuration: &Value) -> Result<Option<Healthcheck>, serde_json::Error> {
+    Option::deserialize(&configuration["config"]["Healthcheck"])
 }
 
 #[cfg(test)]
@@ -47,14 +38,15 @@ mod tests {
 
     #[test]
     fn a_health_check_is_read_as_docker_writes_it() {
-        let text = br#"{"config": {"Healthcheck": {"Test": ["CMD-SHELL", "wget -q -O- localhost"],
+        let of = |text: &str| of(&serde_json::from_str(text).unwrap());
+        let text = r#"{"config": {"Healthcheck": {"Test": ["CMD-SHELL", "wget -q -O- localhost"],
             "Interval": 5000000000, "Retries": 3}}}"#;
         let check = of(text).unwrap().unwrap();
         assert_eq!(check.test, ["CMD-SHELL", "wget -q -O- localhost"]);
         assert_eq!((check.interval, check.timeout, check.retries), (5_000_000_000, 0, 3));
         for without in [r#"{}"#, r#"{"config": null}"#, r#"{"config": {"Healthcheck": null}}"#] {
-            assert_eq!(of(without.as_bytes()).unwrap(), None);
+            assert_eq!(of(without).unwrap(), None);
         }
-        assert!(of(br#"{"config": {"Healthcheck": {"Test": "true"}}}"#).is_err());
+        assert!(of(r#"{"config": {"Healthcheck": {"Test": "true"}}}"#).is_err());
     }
 }

@@ -1,12 +1,16 @@
 //! What a layer's archive has beside its files' data: headers, padding, end mark. With the unpacked files it makes the
 //! very same archive again, byte for byte.
 //!
-//! Owns the form of `archive.zst`: a zstd stream of parts, each `u32` length of raw bytes, the raw bytes, `u64` length
+//! Owns the form of `archive.gz`: a gzip stream of parts, each `u32` length of raw bytes, the raw bytes, `u64` length
 //! of data that follows them in the archive and lies in a file; little endian. Whose data that is shows in the header
 //! among the raw bytes before, so that whoever remakes the archive reads it as an archive and supplies the files.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+
+use flate2::Compression;
+use flate2::bufread::GzDecoder;
+use flate2::write::GzEncoder;
 
 use crate::digest::{Digest, Hasher};
 
@@ -16,12 +20,12 @@ const PART: usize = 64 << 10;
 const MAX_PART: u32 = 4 << 20;
 /// Most raw bytes that are recorded for one layer; an archive with more cannot be made again.
 const MAX_RAW: u64 = 1 << 30;
-/// Headers repeat within few KiB: a small window does, and takes little memory.
-const WINDOW_LOG: u32 = 17;
+/// Of what others have made, windows above 8 MiB are refused: RFC 8878 asks decoders for no more.
+pub(crate) const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// Writes down what passes by while a layer is unpacked.
 pub(crate) struct Recorder {
-    out: zstd::stream::write::Encoder<'static, BufWriter<File>>,
+    out: GzEncoder<BufWriter<File>>,
     raw: Vec<u8>,
     data: u64,
     left: u64,
@@ -31,10 +35,10 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// Begins a record in an empty file.
-    pub(crate) fn new(file: File) -> io::Result<Recorder> {
-        let mut out = zstd::stream::write::Encoder::new(BufWriter::new(file), 1)?;
-        out.window_log(WINDOW_LOG)?;
-        Ok(Recorder { out, raw: Vec::with_capacity(PART), data: 0, left: MAX_RAW, failed: None })
+    pub(crate) fn new(file: File) -> Recorder {
+        // Headers are mostly zeros and repeat: the least effort makes them a tenth.
+        let out = GzEncoder::new(BufWriter::new(file), Compression::fast());
+        Recorder { out, raw: Vec::with_capacity(PART), data: 0, left: MAX_RAW, failed: None }
     }
 
     /// Notes bytes that are nowhere else.
@@ -93,7 +97,7 @@ enum State {
 
 /// The archive of a layer, made again while it is read; everything that is read also goes to `out`.
 pub(crate) struct Remade<W> {
-    parts: zstd::stream::read::Decoder<'static, BufReader<File>>,
+    parts: GzDecoder<BufReader<File>>,
     state: State,
     supply: Option<Supply>,
     hasher: Hasher,
@@ -105,11 +109,9 @@ pub(crate) struct Remade<W> {
 
 impl<W: Write> Remade<W> {
     /// Begins to make the archive of a record again.
-    pub(crate) fn new(record: File, out: W) -> io::Result<Remade<W>> {
-        let mut parts = zstd::stream::read::Decoder::new(record)?;
-        parts.window_log_max(WINDOW_LOG)?;
-        let hasher = Hasher::new();
-        Ok(Remade { parts, state: State::Begin, supply: None, hasher, size: 0, out, out_failed: None })
+    pub(crate) fn new(record: File, out: W) -> Remade<W> {
+        let (parts, hasher) = (GzDecoder::new(BufReader::new(record)), Hasher::new());
+        Remade { parts, state: State::Begin, supply: None, hasher, size: 0, out, out_failed: None }
     }
 
     /// Gives the file that has the data which comes next, and where in it.

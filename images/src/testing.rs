@@ -29,6 +29,8 @@ pub(crate) enum End {
     Cut(usize),
     /// After so many bytes of the body nothing comes any more.
     Stall(usize),
+    /// The body comes byte by byte, with pauses.
+    Drip,
 }
 
 #[derive(Clone)]
@@ -84,16 +86,21 @@ struct Script {
     pieces: VecDeque<Bytes>,
     left: u64,
     end: End,
+    pause: Pin<Box<tokio::time::Sleep>>,
 }
 
 impl Body for Script {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.end == End::Drip && !self.pause.as_mut().poll(context).is_ready() {
+            return Poll::Pending;
+        }
+        self.pause = Box::pin(tokio::time::sleep(std::time::Duration::from_millis(5)));
         match (self.pieces.pop_front(), self.end) {
             (Some(piece), _) => Poll::Ready(Some(Ok(Frame::data(piece)))),
-            (None, End::Whole) => Poll::Ready(None),
+            (None, End::Whole | End::Drip) => Poll::Ready(None),
             (None, End::Cut(_)) => Poll::Ready(Some(Err(io::Error::other("cut by the test")))),
             (None, End::Stall(_)) => Poll::Pending,
         }
@@ -242,16 +249,19 @@ impl Registry {
 fn respond(reply: Reply) -> Response<Script> {
     let left = reply.body.len() as u64;
     let body = match reply.end {
-        End::Whole => reply.body,
+        End::Whole | End::Drip => reply.body,
         End::Cut(count) | End::Stall(count) => reply.body.slice(..count),
     };
-    let pieces = body.chunks(10_000).map(Bytes::copy_from_slice).collect();
+    let piece = if reply.end == End::Drip { 1 } else { 10_000 };
+    let pieces = body.chunks(piece).map(Bytes::copy_from_slice).collect();
     let mut response = Response::builder().status(reply.status);
     for (name, value) in reply.headers {
         let name: HeaderName = name.parse().unwrap();
         response = response.header(name, HeaderValue::from_str(&value).unwrap());
     }
-    response.body(Script { pieces, left, end: reply.end }).unwrap()
+    response
+        .body(Script { pieces, left, end: reply.end, pause: Box::pin(tokio::time::sleep(std::time::Duration::ZERO)) })
+        .unwrap()
 }
 
 /// Builds tars for tests, also such as no honest tool makes.

@@ -19,10 +19,6 @@ use thiserror::Error;
 
 use crate::tar::{Archive, Entry, Kind, TarError};
 
-/// Most entries of one layer.
-pub const MAX_ENTRIES: u64 = 1_000_000;
-/// Most folders of one layer: their times are kept in memory until the end.
-pub const MAX_FOLDERS: usize = 200_000;
 /// Longest path in bytes (PATH_MAX with its NUL).
 pub const MAX_PATH: usize = 4095;
 /// Longest file name in bytes (NAME_MAX).
@@ -69,15 +65,25 @@ pub enum UnpackError {
         /// The folder that was being written.
         folder: PathBuf,
     },
-    /// More entries than [`MAX_ENTRIES`].
-    #[error("more than {MAX_ENTRIES} entries")]
-    TooManyEntries,
-    /// More folders than [`MAX_FOLDERS`].
-    #[error("more than {MAX_FOLDERS} folders")]
-    TooManyFolders,
+    /// More entries than allowed.
+    #[error("more than {0} entries (the limit layer_entries)")]
+    TooManyEntries(u64),
+    /// More folders than allowed.
+    #[error("more than {0} folders (the limit layer_folders)")]
+    TooManyFolders(u64),
     /// The files have more bytes than allowed.
-    #[error("more than {0} bytes unpacked")]
+    #[error("more than {0} bytes unpacked (the limits layer_ratio and layer_gib)")]
     TooLarge(u64),
+}
+
+/// How much one layer may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) entries: u64,
+    /// Their times are kept in memory until the end.
+    pub(crate) folders: u64,
+    /// Bytes of all files together.
+    pub(crate) bytes: u64,
 }
 
 /// Why an entry is refused.
@@ -155,7 +161,7 @@ enum Folder {
 struct Unpacker<'a> {
     folder: &'a Path,
     root: OwnedFd,
-    max_bytes: u64,
+    bounds: Bounds,
     bytes: u64,
     folders: BTreeMap<Vec<u8>, Folder>,
     /// The folder of the entry before, which is mostly that of the next one.
@@ -166,10 +172,10 @@ struct Unpacker<'a> {
 
 type Result<T> = std::result::Result<T, UnpackError>;
 
-/// Unpacks the whole archive into an empty folder; files may have `max_bytes` together.
+/// Unpacks the whole archive into an empty folder, within bounds.
 ///
 /// Reads up to the archive's end mark, not further. On an error the folder is left half full for the caller to remove.
-pub(crate) fn unpack<R: Read>(archive: &mut Archive<R>, folder: &Path, max_bytes: u64) -> Result<Unpacked> {
+pub(crate) fn unpack<R: Read>(archive: &mut Archive<R>, folder: &Path, bounds: Bounds) -> Result<Unpacked> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(folder, flags, Mode::empty()).map_err(|errno| UnpackError::Io {
         entry: folder.display().to_string(),
@@ -179,7 +185,7 @@ pub(crate) fn unpack<R: Read>(archive: &mut Archive<R>, folder: &Path, max_bytes
     let mut unpacker = Unpacker {
         folder,
         root,
-        max_bytes,
+        bounds,
         bytes: 0,
         folders: BTreeMap::from([(Vec::new(), Folder::Implied)]),
         last_parent: None,
@@ -189,8 +195,8 @@ pub(crate) fn unpack<R: Read>(archive: &mut Archive<R>, folder: &Path, max_bytes
     let mut entries = 0;
     while let Some(entry) = archive.next_entry()? {
         entries += 1;
-        if entries > MAX_ENTRIES {
-            return Err(UnpackError::TooManyEntries);
+        if entries > bounds.entries {
+            return Err(UnpackError::TooManyEntries(bounds.entries));
         }
         unpacker.place(&entry, archive)?;
     }
@@ -370,7 +376,8 @@ impl Unpacker<'_> {
     }
 
     fn check_folders(&self) -> Result<()> {
-        if self.folders.len() >= MAX_FOLDERS { Err(UnpackError::TooManyFolders) } else { Ok(()) }
+        let most = self.bounds.folders;
+        if self.folders.len() as u64 >= most { Err(UnpackError::TooManyFolders(most)) } else { Ok(()) }
     }
 
     fn note_folder(&mut self, path: Vec<u8>, entry: &Entry) -> Result<()> {
@@ -488,8 +495,9 @@ impl Unpacker<'_> {
             None => entry.size,
         };
         self.bytes = self.bytes.saturating_add(stored);
-        if self.bytes > self.max_bytes || entry.size > self.max_bytes {
-            return Err(UnpackError::TooLarge(self.max_bytes));
+        let most = self.bounds.bytes;
+        if self.bytes > most || entry.size > most {
+            return Err(UnpackError::TooLarge(most));
         }
         match &entry.pieces {
             None => self.fill(entry, archive, &file)?,

@@ -147,7 +147,7 @@ fn process_to_be_killed() {
     let Ok(orders) = std::env::var("SKEG_CRASH_TEST") else { return };
     let [folder, address, digest] = orders.split('\n').collect::<Vec<_>>()[..] else { panic!("{orders}") };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let limits = Limits { reserve: 0, ..Limits::default() };
+    let limits = Limits { reserve: Some(0), ..Limits::default() };
     let store = Store::open(Path::new(folder), limits).unwrap();
     let sources = Sources::one(Client::new(Endpoint::for_registry(address, true).unwrap()), "demo");
     let digest = digest.parse().unwrap();

@@ -99,7 +99,7 @@ fn push(registry: &str) -> Result<(), String> {
 /// Pulls what every tool has made, and fails without the right password.
 async fn pull_all(identity: &Identity, registry: &RealRegistry) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), Limits { reserve: 0, ..Limits::default() }).unwrap();
+    let store = Store::open(folder.path(), Limits { reserve: Some(0), ..Limits::default() }).unwrap();
     for tool in ["umoci", "buildah", "podman"] {
         let repository = format!("private/{tool}");
         let sources = Sources::one(identity.client(&registry.address, user("secret")), &repository);

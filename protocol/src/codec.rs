@@ -8,6 +8,8 @@ use crate::message::Message;
 
 /// Bytes before a frame's body.
 pub const HEADER: usize = 4;
+/// Bytes of a decoder's buffer that are kept while nothing comes.
+const KEPT: usize = 256;
 
 /// Why bytes are no message. All are final for the connection: a stream of frames cannot be picked up again.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -74,6 +76,14 @@ impl Decoder {
     /// The bytes break the format; the connection must end.
     #[allow(clippy::should_implement_trait, reason = "an iterator ends, a decoder waits")]
     pub fn next(&mut self) -> Result<Option<Message>, CodecError> {
+        Ok(self.next_with_length()?.map(|(message, _)| message))
+    }
+
+    /// The same with the length of the frame in bytes.
+    ///
+    /// # Errors
+    /// As [`Decoder::next`].
+    pub fn next_with_length(&mut self) -> Result<Option<(Message, usize)>, CodecError> {
         loop {
             let pending = &self.buffer[self.used..];
             let Some((&[a, b, c, kind], rest)) = pending.split_first_chunk::<HEADER>() else { return Ok(None) };
@@ -85,8 +95,12 @@ impl Decoder {
             let message =
                 Message::decode_body(kind, body).map_err(|source| CodecError::Malformed { kind, length, source })?;
             self.used += HEADER + length;
-            if message.is_some() {
-                return Ok(message);
+            if let Some(message) = message {
+                // A connection is idle most of its life: what a larger frame took is given back.
+                if self.used == self.buffer.len() && self.buffer.capacity() > KEPT {
+                    (self.buffer, self.used) = (Vec::new(), 0);
+                }
+                return Ok(Some((message, HEADER + length)));
             }
         }
     }
@@ -98,18 +112,18 @@ mod tests {
     use crate::message::{Heartbeat, Reject, RejectCode};
 
     #[test]
-    fn a_heartbeat_is_four_bytes() {
+    fn a_heartbeat_is_five_bytes() {
         let mut out = Vec::new();
-        encode(&Heartbeat.into(), &mut out).unwrap();
-        assert_eq!(out, [0, 0, 0, 4]);
+        encode(&Heartbeat::default().into(), &mut out).unwrap();
+        assert_eq!(out, [1, 0, 0, 4, 0]);
     }
 
     #[test]
     fn frames_split_anywhere_decode_alike() {
-        let message: Message = Reject { code: RejectCode::Token, message: "used up".into() }.into();
+        let message: Message = Reject { code: RejectCode::Token, message: "used up".into(), retry_seconds: 60 }.into();
         let mut bytes = Vec::new();
         encode(&message, &mut bytes).unwrap();
-        encode(&Heartbeat.into(), &mut bytes).unwrap();
+        encode(&Heartbeat::default().into(), &mut bytes).unwrap();
         for cut in 0..=bytes.len() {
             let mut decoder = Decoder::default();
             let mut got = Vec::new();
@@ -119,15 +133,15 @@ mod tests {
                     got.push(message);
                 }
             }
-            assert_eq!(got, [message.clone(), Heartbeat.into()], "cut at {cut}");
+            assert_eq!(got, [message.clone(), Heartbeat::default().into()], "cut at {cut}");
         }
     }
 
     #[test]
     fn unknown_kinds_are_skipped() {
         let mut decoder = Decoder::default();
-        decoder.push(&[3, 0, 0, 250, 1, 2, 3, 0, 0, 0, 4]);
-        assert_eq!(decoder.next(), Ok(Some(Heartbeat.into())));
+        decoder.push(&[3, 0, 0, 250, 1, 2, 3, 1, 0, 0, 4, 0]);
+        assert_eq!(decoder.next(), Ok(Some(Heartbeat::default().into())));
         assert_eq!(decoder.next(), Ok(None));
     }
 
@@ -140,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_message_over_the_limit_leaves_the_output_as_it_was() {
-        let message = Reject { code: RejectCode::Token, message: "x".repeat(MAX_FRAME + 1) }.into();
+        let message = Reject { code: RejectCode::Token, message: "x".repeat(MAX_FRAME + 1), retry_seconds: 60 }.into();
         let mut out = vec![7];
         assert!(matches!(encode(&message, &mut out), Err(CodecError::TooLong { kind: 3, .. })));
         assert_eq!(out, [7]);

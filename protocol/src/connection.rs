@@ -8,26 +8,35 @@
 //! device                              controller
 //!   Hello ──────────────────────────────▶  welcome() or reject()
 //!   ◀───────────────────────────── Welcome
-//!   Heartbeat after each silent interval ▶  answered by Heartbeat
+//!   Heartbeat after each silent interval ▶  answered where it asks for that
 //!   any message ◀───────────────────────▶  any message
+//!   ◀───────────────────────────── Goodbye
 //! ```
+//! TCP acknowledges a heartbeat already, so that the device asks for an answer only after several intervals in which it
+//! heard nothing. What belongs to a stream goes out after everything else, a piece at a time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::bulk::Bulk;
 use crate::codec::{self, CodecError, Decoder};
 use crate::limits::{MAX_STREAM_DATA, MAX_STREAMS, STREAM_WINDOW};
 use crate::message::{
     Channel, Heartbeat, Hello, Message, Reject, StreamClose, StreamCredit, StreamData, StreamEnd, StreamOpen,
     StreamRequest, VERSIONS, Welcome,
 };
+use crate::traffic::{Purpose, Traffic};
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How many heartbeat intervals without a word mean a dead link.
-const SILENT_INTERVALS: u32 = 3;
+/// How many heartbeat intervals without a word that was due mean a dead link.
+pub const SILENT_INTERVALS: u32 = 3;
+/// After how many intervals in which it heard nothing a device asks for an answer.
+const ANSWER_INTERVALS: u32 = 8;
+/// Bytes after which [`Connection::output`] adds nothing of streams: what is urgent waits for no more than this.
+const TURN: usize = 16 * 1024;
 
 /// Which end of a connection this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,8 +113,14 @@ pub struct Connection {
     role: Role,
     state: State,
     decoder: Decoder,
-    output: Vec<u8>,
+    /// What is to be written first.
+    urgent: Vec<u8>,
+    /// What is to be written afterwards.
+    bulk: Bulk,
+    traffic: Traffic,
     heartbeat: Duration,
+    /// As [`ANSWER_INTERVALS`], of this connection.
+    answer_after: u32,
     began: Duration,
     sent: Duration,
     heard: Duration,
@@ -121,8 +136,11 @@ impl Connection {
             role,
             state,
             decoder: Decoder::default(),
-            output: Vec::new(),
+            urgent: Vec::new(),
+            bulk: Bulk::default(),
+            traffic: Traffic::default(),
             heartbeat: HANDSHAKE_TIMEOUT,
+            answer_after: ANSWER_INTERVALS,
             began: now,
             sent: now,
             heard: now,
@@ -138,8 +156,14 @@ impl Connection {
     /// The Hello exceeds a frame.
     pub fn device(hello: Hello, now: Duration) -> Result<Self, LinkError> {
         let mut this = Self::new(Role::Device, State::AwaitWelcome, now);
-        codec::encode(&hello.into(), &mut this.output)?;
+        this.send(hello)?;
         Ok(this)
+    }
+
+    /// Has every heartbeat of a device ask for an answer: through a proxy, TCP's acknowledgement says nothing about the
+    /// controller.
+    pub fn always_ask(&mut self) {
+        self.answer_after = 0;
     }
 
     /// The controller's end; it waits for a Hello.
@@ -164,7 +188,8 @@ impl Connection {
     /// The connection must end; what [`Connection::output`] holds may still be written.
     #[allow(clippy::should_implement_trait, reason = "an iterator ends, a connection waits")]
     pub fn next(&mut self) -> Result<Option<Message>, LinkError> {
-        while let Some(message) = self.decoder.next()? {
+        while let Some((message, length)) = self.decoder.next_with_length()? {
+            self.traffic.count_received(Purpose::of(&message), length);
             if self.admit(&message)? {
                 return Ok(Some(message));
             }
@@ -185,9 +210,9 @@ impl Connection {
             (State::Open, Message::Hello(_) | Message::Welcome(_) | Message::Reject(_)) => {
                 return misplaced("after the handshake was done");
             }
-            (State::Open, Message::Heartbeat(_)) => {
-                if self.role == Role::Controller {
-                    codec::encode(&Heartbeat.into(), &mut self.output)?;
+            (State::Open, Message::Heartbeat(heartbeat)) => {
+                if self.role == Role::Controller && heartbeat.answer {
+                    self.send(Heartbeat::default())?;
                 }
                 return Ok(false);
             }
@@ -239,7 +264,10 @@ impl Connection {
                 // The caller sees it: a stream that waited for credit may go on.
                 return Ok(self.streams.contains_key(id));
             }
-            Message::StreamClose(StreamClose { id, .. }) => return Ok(self.streams.remove(id).is_some()),
+            Message::StreamClose(StreamClose { id, .. }) => {
+                self.bulk.forget(*id);
+                return Ok(self.streams.remove(id).is_some());
+            }
             Message::StreamResize(resize) => return Ok(self.streams.contains_key(&resize.id)),
             _ => {}
         }
@@ -255,8 +283,7 @@ impl Connection {
             return Err(LinkError::OutOfPlace { kind: 2, place: "without a Hello to answer" });
         }
         self.opened(&welcome)?;
-        codec::encode(&welcome.into(), &mut self.output)?;
-        Ok(())
+        self.send(welcome)
     }
 
     /// Refuses the device that said Hello; the caller writes the output and closes.
@@ -264,7 +291,7 @@ impl Connection {
     /// # Errors
     /// The reason exceeds a frame.
     pub fn reject(&mut self, reject: Reject) -> Result<(), LinkError> {
-        Ok(codec::encode(&reject.into(), &mut self.output)?)
+        self.send(reject)
     }
 
     /// Sends a message. Streams have their own calls.
@@ -272,7 +299,19 @@ impl Connection {
     /// # Errors
     /// The message exceeds a frame; nothing was sent, the connection can go on.
     pub fn send(&mut self, message: impl Into<Message>) -> Result<(), LinkError> {
-        Ok(codec::encode(&message.into(), &mut self.output)?)
+        let (message, before) = (message.into(), self.urgent.len());
+        codec::encode(&message, &mut self.urgent)?;
+        self.traffic.count_sent(Purpose::of(&message), self.urgent.len() - before);
+        Ok(())
+    }
+
+    /// Queues a frame behind what its stream has sent before.
+    fn send_in_turn(&mut self, id: u32, message: impl Into<Message>) -> Result<(), LinkError> {
+        let (message, mut frame) = (message.into(), Vec::new());
+        codec::encode(&message, &mut frame)?;
+        self.traffic.count_sent(Purpose::of(&message), frame.len());
+        self.bulk.push(id, frame);
+        Ok(())
     }
 
     /// Opens a stream and gives its id.
@@ -284,7 +323,7 @@ impl Connection {
         if self.streams.len() >= MAX_STREAMS {
             return Err(LinkError::Stream { id, problem: "one too many" });
         }
-        codec::encode(&StreamOpen { id, request }.into(), &mut self.output)?;
+        self.send(StreamOpen { id, request })?;
         self.streams.insert(id, Flow::default());
         self.next_stream = self.next_stream.wrapping_add(1);
         Ok(id)
@@ -304,7 +343,7 @@ impl Connection {
         let length = bytes.len().min(flow.send as usize);
         flow.send -= length as u32;
         for piece in bytes[..length].chunks(MAX_STREAM_DATA) {
-            codec::encode(&StreamData { id, channel, bytes: piece.to_vec() }.into(), &mut self.output)?;
+            self.send_in_turn(id, StreamData { id, channel, bytes: piece.to_vec() })?;
         }
         Ok(length)
     }
@@ -314,7 +353,7 @@ impl Connection {
     /// # Errors
     /// The message exceeds a frame (it never does).
     pub fn end_stdin(&mut self, id: u32) -> Result<(), LinkError> {
-        self.send(StreamData { id, channel: Channel::Stdin, bytes: Vec::new() })
+        self.send_in_turn(id, StreamData { id, channel: Channel::Stdin, bytes: Vec::new() })
     }
 
     /// Says that the caller has dealt with received bytes, so that the peer may send more.
@@ -327,33 +366,59 @@ impl Connection {
         if flow.consumed >= STREAM_WINDOW / 2 {
             let bytes = std::mem::take(&mut flow.consumed);
             flow.receive += bytes;
-            codec::encode(&StreamCredit { id, bytes }.into(), &mut self.output)?;
+            self.send(StreamCredit { id, bytes })?;
         }
         Ok(())
     }
 
-    /// Ends a stream; does nothing when it is closed already.
+    /// Ends a stream, after what was sent on it; a cancelled one at once. Does nothing when it is closed already.
     ///
     /// # Errors
     /// The reason exceeds a frame.
     pub fn close_stream(&mut self, id: u32, end: StreamEnd) -> Result<(), LinkError> {
-        if self.streams.remove(&id).is_some() {
-            codec::encode(&StreamClose { id, end }.into(), &mut self.output)?;
+        if self.streams.remove(&id).is_none() {
+            return Ok(());
         }
-        Ok(())
+        if end == StreamEnd::Cancelled {
+            self.bulk.forget(id);
+        }
+        self.send_in_turn(id, StreamClose { id, end })
     }
 
-    /// Takes the bytes that are to be written, and notes that they go out now.
+    /// Takes the bytes that are to be written next, and notes that they go out now. Streams get a bounded turn after
+    /// everything else; the caller comes back for more once these are written.
     pub fn output(&mut self, now: Duration) -> Vec<u8> {
-        if !self.output.is_empty() {
+        let mut output = std::mem::take(&mut self.urgent);
+        while output.len() < TURN
+            && let Some(frame) = self.bulk.pop()
+        {
+            output.extend_from_slice(&frame);
+        }
+        if !output.is_empty() {
             self.sent = now;
         }
-        std::mem::take(&mut self.output)
+        output
     }
 
-    /// Bytes that wait to be written; a caller that reads more only below a bound of its own stays bounded.
+    /// Whether [`Connection::output`] has something.
+    pub fn has_output(&self) -> bool {
+        !self.urgent.is_empty() || !self.bulk.is_empty()
+    }
+
+    /// Bytes outside streams that wait to be written; a caller that reads more only below a bound of its own stays
+    /// bounded. Those of streams are bounded by their credit.
     pub fn backlog(&self) -> usize {
-        self.output.len()
+        self.urgent.len()
+    }
+
+    /// The bytes of this connection so far.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Seconds between heartbeats, once the handshake is done.
+    pub fn heartbeat(&self) -> Duration {
+        self.heartbeat
     }
 
     /// Whether the handshake is done.
@@ -371,14 +436,24 @@ impl Connection {
         }
     }
 
-    /// A heartbeat asks as much as it tells: it is due when either direction was quiet for an interval, so that
-    /// a device which talks without pause still hears that the controller lives.
+    /// A heartbeat is due when the device was silent for an interval, and when it is time to ask for an answer: a device
+    /// that talks without pause must hear now and then that the controller lives.
     fn heartbeat_due(&self) -> Duration {
-        self.asked.max(self.sent.min(self.heard)) + self.heartbeat
+        let tell = self.sent.max(self.asked) + self.heartbeat;
+        let ask = self.answer_due().max(self.asked + self.heartbeat);
+        tell.min(ask)
+    }
+
+    /// From when on a device asks for an answer.
+    fn answer_due(&self) -> Duration {
+        self.heard + self.heartbeat * self.answer_after
     }
 
     fn silence_ends(&self) -> Duration {
-        self.heard + self.heartbeat * SILENT_INTERVALS
+        match self.role {
+            Role::Device => self.answer_due() + self.heartbeat * SILENT_INTERVALS,
+            _ => self.heard + self.heartbeat * SILENT_INTERVALS,
+        }
     }
 
     /// Sends a heartbeat when one is due.
@@ -395,7 +470,7 @@ impl Connection {
             return Err(LinkError::Silent(now - self.heard));
         }
         if self.role == Role::Device && self.state == State::Open && now >= self.heartbeat_due() {
-            codec::encode(&Heartbeat.into(), &mut self.output)?;
+            self.send(Heartbeat { answer: now >= self.answer_due() })?;
             self.asked = now;
         }
         Ok(())

@@ -15,6 +15,15 @@ pub type Name = heapless::String<253>;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Digest(pub [u8; 32]);
 
+impl Digest {
+    /// The digest of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut out = [0; 32];
+        out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+        Digest(out)
+    }
+}
+
 /// Why a text is no digest.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{text:?} is not a digest of the form sha256:<64 lowercase hex digits>")]

@@ -6,13 +6,17 @@
 
 #![forbid(unsafe_code)]
 
+mod bulk;
 pub mod codec;
 pub mod connection;
 pub mod id;
 pub mod limits;
 pub mod manifest;
 pub mod message;
+pub mod pace;
 pub mod status;
+pub mod sync;
+pub mod traffic;
 
 pub use codec::{CodecError, Decoder};
 pub use connection::{Connection, LinkError, Role};
@@ -20,3 +24,4 @@ pub use id::{Digest, DigestError, Label, Name, Uid, UidError};
 pub use manifest::{Container, Invalid, Manifest, Pod};
 pub use message::Message;
 pub use status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
+pub use traffic::{Purpose, Traffic};

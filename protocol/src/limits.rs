@@ -38,3 +38,5 @@ pub const MAX_ITEMS: usize = 1024;
 pub const MAX_NETWORKS: usize = 64;
 /// Largest config map or secret in bytes, keys and values together (Kubernetes: 1 MiB).
 pub const MAX_DATA: usize = 1 << 20;
+/// Largest body of a manifest in bytes.
+pub const MAX_BODY: usize = 32 << 20;

@@ -6,7 +6,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Digest, Label, Name, Uid};
-use crate::manifest::Pod;
 use crate::status::PodStatus;
 
 /// The oldest and newest version of the protocol that this crate speaks.
@@ -40,7 +39,27 @@ pub struct Hello {
     pub node: NodeInfo,
     /// The manifest that it holds.
     pub held: Held,
+    /// How far it came with another one, before an earlier connection ended.
+    pub partial: Option<Partial>,
 }
+
+/// How much of a manifest's difference a device has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// As in its [`ManifestBegin`].
+    pub revision: u64,
+    /// As in its [`ManifestBegin`].
+    pub check: Check,
+    /// Bytes that it has.
+    pub received: u32,
+}
+
+/// The first bytes of a SHA-256: enough to tell what one end has sent from what it sends now.
+pub type Check = [u8; 8];
+
+/// A random number that a controller picks whenever it starts. With it a revision names its maker: a controller whose
+/// memory is older than a device's sees that the revision is none of those that it remembers.
+pub type Epoch = [u8; 8];
 
 /// Facts about a device that do not change while it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +91,15 @@ pub struct NodeInfo {
 pub struct Held {
     /// Its revision; 0 for none.
     pub revision: u64,
-    /// SHA-256 over the postcard encoding of its pods; zeros for none.
+    /// SHA-256 over its body ([`crate::sync::body`]); zeros for none.
     pub digest: Digest,
+    /// Of the controller that made it; zeros for none.
+    pub epoch: Epoch,
+}
+
+impl Held {
+    /// What a device holds at first.
+    pub const NOTHING: Held = Held { revision: 0, digest: Digest([0; 32]), epoch: [0; 8] };
 }
 
 /// The controller's answer to a [`Hello`] that it accepts.
@@ -81,10 +107,13 @@ pub struct Held {
 pub struct Welcome {
     /// The version that both speak from here on.
     pub version: u16,
-    /// Seconds between heartbeats; three without a word mean a dead link.
+    /// Seconds between heartbeats.
     pub heartbeat_seconds: u16,
     /// The controller's clock, in milliseconds since 1970.
     pub time: i64,
+    /// When this connection is lost, the device comes back at a random moment within so many seconds, so that a fleet
+    /// does not come back at once.
+    pub retry_seconds: u16,
 }
 
 /// The controller's answer to a [`Hello`] that it does not accept; it closes the connection after it.
@@ -94,6 +123,15 @@ pub struct Reject {
     pub code: RejectCode,
     /// For people: what is wrong and what to do.
     pub message: String,
+    /// The device comes back after about so many seconds.
+    pub retry_seconds: u16,
+}
+
+/// The controller ends the connection on purpose, and the device is to come back within so many seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    /// A random moment within them.
+    pub retry_seconds: u16,
 }
 
 /// Why a device was not let in.
@@ -111,26 +149,60 @@ pub enum RejectCode {
     Revoked,
     /// The Hello breaks a rule, such as a name that is no DNS name.
     Invalid,
+    /// Somebody has to consent first; the device asks again.
+    Pending,
 }
 
-/// Begins a new manifest: what follows is the difference to `base`.
+/// Begins a new manifest. Its body is the difference to bytes that both ends have; the difference follows in
+/// [`ManifestPiece`]s, whose last one the device answers with [`Held`] or [`ManifestRefused`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestBegin {
-    /// The revision that it leads to.
+    /// The revision that it leads to; higher than any before.
     pub revision: u64,
-    /// The revision that the device holds, or 0: start from nothing.
-    pub base: u64,
-    /// Pods of `base` that are gone.
-    pub removed: Vec<Uid>,
+    /// Of the controller that made it.
+    pub epoch: Epoch,
+    /// What the difference is to.
+    pub base: Base,
+    /// Length of the new body in bytes.
+    pub size: u32,
+    /// SHA-256 over the new body.
+    pub digest: Digest,
+    /// Length of the difference in bytes.
+    pub length: u32,
+    /// Of the difference: a device that has a part of just this one is sent the rest.
+    pub check: Check,
+    /// Where in the difference the first piece begins.
+    pub from: u32,
 }
 
-/// Ends a manifest: the device builds it, checks the digest, makes it durable and answers with [`Held`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestEnd {
-    /// As in the [`ManifestBegin`].
-    pub revision: u64,
-    /// SHA-256 over the postcard encoding of the whole new list of pods.
-    pub digest: Digest,
+/// What a manifest's difference is to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Base {
+    /// Nothing.
+    Nothing,
+    /// The body of the revision that the device holds.
+    Held,
+    /// Those of its items that are named by a set bit, one after the other: the items in the order of [`Items`], the
+    /// lowest bit of each byte first.
+    Items(Vec<u8>),
+}
+
+/// The next bytes of a manifest's difference, at most [`crate::limits::MAX_STREAM_DATA`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestPiece {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Asks a device for the [`Items`] that it holds: the controller does not know its revision any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetItems;
+
+/// The items of the manifest that a device holds, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Items {
+    /// Of each item with its head.
+    pub checks: Vec<Check>,
 }
 
 /// The device could not take a manifest; it keeps what it has.
@@ -197,6 +269,15 @@ pub enum StreamRequest {
     },
     /// Something with the device's images.
     Image(ImageRequest),
+    /// One TCP connection into a pod, made by the device. What the opener sends on [`Channel::Stdin`] goes to the port, an
+    /// empty piece ends that direction; what the port says comes on [`Channel::Stdout`]. [`StreamEnd::Done`] says that
+    /// the port has closed, [`StreamEnd::Failed`] why there is no connection.
+    PortForward {
+        /// Pod.
+        pod: Uid,
+        /// TCP port on the pod's loopback address.
+        port: u16,
+    },
 }
 
 /// What is to be done with a device's images. The answer is one JSON document on stdout; on stderr come lines that
@@ -357,7 +438,10 @@ impl fmt::Debug for PullSecret {
 
 /// A heartbeat: it says only that its sender lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Heartbeat;
+pub struct Heartbeat {
+    /// Asks for a heartbeat in return. TCP's own acknowledgement says that a machine is there, not that the controller is.
+    pub answer: bool,
+}
 
 /// Asks a device for its [`NodeStatus`]; local socket only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -371,9 +455,6 @@ macro_rules! messages {
         pub enum Message {
             $(#[doc = $doc] $name($name),)*
         }
-
-        /// A pod of a manifest under way; new or changed.
-        pub type ManifestPod = Pod;
 
         $(impl From<$name> for Message {
             fn from(body: $name) -> Self { Message::$name(body) }
@@ -406,12 +487,12 @@ messages! {
     1 Hello: "Device to controller, first.",
     2 Welcome: "Controller to device, answers Hello.",
     3 Reject: "Controller to device, answers Hello and ends the connection.",
-    4 Heartbeat: "Either way; the controller answers each of the device's.",
+    4 Heartbeat: "Device to controller; back only where it asks for that.",
     5 ManifestBegin: "Controller to device.",
-    6 ManifestPod: "Controller to device, between begin and end.",
-    7 ManifestEnd: "Controller to device.",
-    8 Held: "Device to controller, answers ManifestEnd.",
-    9 ManifestRefused: "Device to controller, answers ManifestEnd.",
+    6 ManifestPiece: "Controller to device, after a begin.",
+    7 GetItems: "Controller to device.",
+    8 Held: "Device to controller, answers a whole manifest.",
+    9 ManifestRefused: "Device to controller, answers a whole manifest.",
     10 StatusUpdate: "Device to controller.",
     11 StreamOpen: "From the side that asks.",
     12 StreamData: "Either way.",
@@ -421,4 +502,6 @@ messages! {
     16 GetStatus: "Local command to agent.",
     17 NodeStatus: "Agent to local command.",
     18 PullSecrets: "Controller to device.",
+    19 Items: "Device to controller, answers GetItems.",
+    20 Goodbye: "Controller to device, last.",
 }

@@ -3,45 +3,32 @@
 //! Owns enrolment, manifests as they come in and status as it goes out. Its loss changes nothing on the device:
 //! nothing here stops or starts a pod but a manifest that was made durable.
 
+mod clock;
+mod dial;
+mod facts;
 pub mod identity;
-pub mod sync;
+mod session;
 pub mod tls;
 
 use std::cell::RefCell;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls::pki_types::ServerName;
 use skeg_images::Endpoint;
-use skeg_protocol::message::{Held, Hello, ManifestEnd, ManifestRefused, NodeInfo, RejectCode, VERSIONS};
-use skeg_protocol::{Connection, Digest, LinkError, Manifest, Message};
+use skeg_protocol::message::{Message, RejectCode};
+use skeg_protocol::pace::{Ended, Pace};
+use skeg_protocol::sync::{Intake, Whole};
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
-use crate::agent::{Agent, boot_id};
-use crate::apply::Host;
+use crate::agent::Agent;
 use crate::config::{Config, Controller};
-use crate::journal::manifest_digest;
-use crate::peer::{Peer, PeerError};
+use crate::peer::Peer;
+use clock::Floor;
+use dial::Proxy;
 use identity::{Identity, IdentityError, JoinToken};
-use sync::{Assembly, Told};
-
-/// First pause between two tries.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-/// Longest pause, and the one after a refusal.
-const RETRY_MOST: Duration = Duration::from_secs(60);
-/// How long a connection may take to stand.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Changes of status within this time go out together.
-const STATUS_PAUSE: Duration = Duration::from_millis(200);
+use session::End;
 
 /// Why there is no link.
 #[derive(Debug, Error)]
@@ -55,11 +42,15 @@ pub enum NoLink {
     /// TLS can't be set up.
     #[error("TLS can't be set up: {0}")]
     Tls(#[from] rustls::Error),
+    /// The proxy is none.
+    #[error("configuration controller.proxy {0}")]
+    Proxy(&'static str),
 }
 
 /// Everything that the link needs to know.
 pub struct Settings {
-    address: String,
+    addresses: Vec<String>,
+    proxy: Option<Proxy>,
     identity: Identity,
     token: Option<JoinToken>,
     link: Arc<rustls::ClientConfig>,
@@ -89,8 +80,10 @@ impl Settings {
         let identity = Identity::open(&config.state_dir)?;
         let token = join_token(controller)?;
         let key = identity.controller(token.as_ref())?;
+        let proxy = controller.proxy.as_deref().map(Proxy::parse).transpose().map_err(NoLink::Proxy)?;
         Ok(Settings {
-            address: controller.address.clone(),
+            addresses: [std::slice::from_ref(&controller.address), &controller.more_addresses].concat(),
+            proxy,
             link: tls::client_config(&identity, &key, tls::LINK)?,
             registry: tls::client_config(&identity, &key, tls::REGISTRY)?,
             identity,
@@ -103,207 +96,106 @@ impl Settings {
     /// # Errors
     /// The address is none.
     pub fn registry(&self) -> anyhow::Result<Endpoint> {
-        Endpoint::with_tls("the controller", &self.address, Arc::clone(&self.registry))
+        Endpoint::with_tls("the controller", &self.addresses[0], Arc::clone(&self.registry))
             .context("configuration controller.address")
+    }
+}
+
+/// What outlives a connection.
+struct Link {
+    agent: Rc<Agent>,
+    settings: Settings,
+    intake: RefCell<Intake>,
+    /// The connection, while there is one.
+    peer: RefCell<Option<Rc<Peer>>>,
+    /// Held while a manifest is being made durable: a Hello before its end would tell what is about to be wrong.
+    storing: Arc<tokio::sync::Mutex<()>>,
+    /// Of a board; `None` where the machine has a time service of its own.
+    floor: RefCell<Option<Floor>>,
+}
+
+impl Link {
+    /// Makes a manifest durable and tells the controller.
+    fn take(self: &Rc<Self>, whole: Whole) {
+        let (link, revision) = (Rc::clone(self), whole.held.revision);
+        let Ok(storing) = Arc::clone(&self.storing).try_lock_owned() else {
+            return self.say(self.intake.borrow().not_stored(revision, "another revision is being made durable"));
+        };
+        // Not a part of the connection: what has begun is finished when that ends.
+        tokio::task::spawn_local(async move {
+            let answer = match link.agent.accept(whole.manifest.clone()).await {
+                Ok(()) => link.intake.borrow_mut().stored(whole),
+                Err(problem) => link.intake.borrow().not_stored(revision, &problem),
+            };
+            link.say(answer);
+            drop(storing);
+        });
+    }
+
+    /// Sends a message, if there is a connection; a new one begins with all that is to be known.
+    fn say(&self, message: Message) {
+        if let Message::ManifestRefused(refusal) = &message {
+            log::error!("revision {} is refused: {}", refusal.revision, refusal.message);
+        }
+        if let Some(peer) = self.peer.borrow().as_ref()
+            && let Err(error) = peer.send(message)
+        {
+            log::error!("telling the controller: {error}");
+        }
     }
 }
 
 /// Keeps the link up for ever.
 pub async fn follow(agent: Rc<Agent>, settings: Settings) {
-    let mut pause = RETRY_FIRST;
+    let mut pace = Pace::default();
     let mut said = String::new();
     // The controller may have forgotten this device on purpose, or its own memory: a token may let it in again.
     let mut join = settings.identity.enrolled_as().is_none();
+    let floor = crate::appliance::is_board().then(|| Floor::open(&agent.host.config.state_dir));
+    if let Some(floor) = &floor {
+        floor.hold();
+    }
+    let intake = Intake::new(&agent.held.borrow());
+    let link = Rc::new(Link {
+        intake: RefCell::new(intake),
+        peer: RefCell::default(),
+        storing: Arc::default(),
+        floor: RefCell::new(floor),
+        agent,
+        settings,
+    });
+    let name = link.settings.addresses.join(", ");
     loop {
-        let session = Session::new(&agent, &settings, join);
-        let error = session.run().await;
-        let refused = error.downcast_ref::<PeerError>().and_then(|error| match error {
-            PeerError::Link(LinkError::Rejected(reject)) => Some(reject.code),
-            _ => None,
-        });
-        if session.opened.take() {
-            (pause, join) = (RETRY_FIRST, false);
+        drop(link.storing.lock().await);
+        let End { reason, spread, ended, refused } = session::run(&link, join).await;
+        link.peer.replace(None);
+        if let Some(spread) = spread {
+            pace.spread(spread);
+            join = false;
         }
         if refused == Some(RejectCode::UnknownKey) {
-            join = settings.token.is_some();
+            join = link.settings.token.is_some();
         }
-        let text = format!("{error:#}");
+        let text = format!("{reason:#}");
         // One line for each new reason: a controller that is away for a year must not fill the log.
         if text != said {
-            log::warn!("the link to {}: {text}", settings.address);
+            log::warn!("the link to {name}: {text}");
             said.clone_from(&text);
         }
-        agent.link.replace(format!("{}: not connected: {text}", settings.address));
-        tokio::time::sleep(if refused.is_some() { jitter(RETRY_MOST) } else { jitter(pause) }).await;
-        pause = (pause * 2).min(RETRY_MOST);
+        link.agent.link.replace(format!("{name}: not connected: {text}"));
+        let pause = match (ended, refused) {
+            // With the token that it has, it may be let in at once.
+            (_, Some(RejectCode::UnknownKey)) if join => pace.next(Ended::Failed, chance()),
+            (ended, _) => pace.next(ended, chance()),
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
-/// Between half of a pause and all of it, so that a fleet does not come back in step.
-fn jitter(pause: Duration) -> Duration {
-    let mut byte = [0; 2];
+/// A number from 0 to 1, each alike.
+fn chance() -> f64 {
+    let mut bytes = [0; 2];
     // Without random numbers the whole pause is as good.
-    let part = SystemRandom::new().fill(&mut byte).map_or(u16::MAX, |()| u16::from_le_bytes(byte));
-    pause / 2 + (pause / 2).mul_f64(f64::from(part) / f64::from(u16::MAX))
-}
-
-/// One connection's worth of link.
-struct Session<'a> {
-    agent: &'a Rc<Agent>,
-    settings: &'a Settings,
-    join: bool,
-    opened: std::cell::Cell<bool>,
-}
-
-impl<'a> Session<'a> {
-    fn new(agent: &'a Rc<Agent>, settings: &'a Settings, join: bool) -> Self {
-        Session { agent, settings, join, opened: std::cell::Cell::new(false) }
-    }
-
-    /// Connects and serves; ends with the reason.
-    async fn run(&self) -> anyhow::Error {
-        let address = &self.settings.address;
-        let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
-        let (io, local) = match connected {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(error)) => return error,
-            Err(_) => return anyhow::anyhow!("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs()),
-        };
-        let hello = match self.hello(local) {
-            Ok(hello) => hello,
-            Err(error) => return error,
-        };
-        let peer = match Peer::new(|now| Connection::device(hello, now)) {
-            Ok(peer) => peer,
-            Err(error) => return error.into(),
-        };
-        // Dropped at the end of the session, it ends what belongs to it.
-        let mut tasks = JoinSet::new();
-        let (ends, manifests) = mpsc::unbounded_channel();
-        tasks.spawn_local(take_manifests(Rc::clone(self.agent), Rc::clone(&peer), manifests));
-        let assembly = RefCell::new(Assembly::default());
-        let handle = |message| match message {
-            Message::Welcome(_) => {
-                self.opened.set(true);
-                if let Err(error) = self.settings.identity.enrolled(&self.agent.host.folders.node_name) {
-                    log::error!("noting the enrolment: {error}");
-                }
-                log::info!("connected to the controller at {address}");
-                self.agent.link.replace(format!("{address}: connected"));
-                tasks.spawn_local(tell_status(Rc::clone(self.agent), Rc::clone(&peer)));
-            }
-            Message::ManifestBegin(begin) => assembly.borrow_mut().begin(begin),
-            Message::ManifestPod(pod) => assembly.borrow_mut().pod(pod),
-            Message::ManifestEnd(end) => {
-                // The task lives as long as the session.
-                ends.send((std::mem::take(&mut *assembly.borrow_mut()), end)).ok();
-            }
-            Message::PullSecrets(secrets) => self.agent.learn(secrets),
-            Message::StreamOpen(open) => self.agent.serve_stream(peer.stream(open.id), open.request),
-            other => log::warn!("the controller sent a message of kind {}, which has no use here", other.kind()),
-        };
-        peer.run(io, handle).await.into()
-    }
-
-    async fn connect(&self) -> anyhow::Result<(tokio_rustls::client::TlsStream<TcpStream>, Option<IpAddr>)> {
-        let address = &self.settings.address;
-        let tcp = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
-        tcp.set_nodelay(true).context("setting TCP_NODELAY")?;
-        let local = tcp.local_addr().ok().map(|address| address.ip());
-        // The pinned key is the proof; the name is none and is not sent.
-        let name = ServerName::try_from("controller.skeg").context("making a name")?;
-        let connector = TlsConnector::from(Arc::clone(&self.settings.link));
-        let tls = connector.connect(name, tcp).await.context("TLS with the controller")?;
-        anyhow::ensure!(
-            tls.get_ref().1.alpn_protocol() == Some(tls::LINK),
-            "{address} does not speak skeg/1: is it a skeg controller?"
-        );
-        Ok((tls, local))
-    }
-
-    fn hello(&self, address: Option<IpAddr>) -> anyhow::Result<Hello> {
-        let token = self.settings.token.as_ref().filter(|_| self.join);
-        Ok(Hello {
-            versions: VERSIONS,
-            join: token.map(|token| token.secret.clone()),
-            node: node_info(&self.agent.host, address)?,
-            held: held(&self.agent.held.borrow()),
-        })
-    }
-}
-
-/// What a manifest is called on the wire.
-fn held(manifest: &Manifest) -> Held {
-    let none = Held { revision: 0, digest: Digest([0; 32]) };
-    if manifest.revision == 0 {
-        return none;
-    }
-    // A manifest that came over the wire encodes; one that does not is asked for again.
-    manifest_digest(manifest).map_or(none, |digest| Held { revision: manifest.revision, digest })
-}
-
-async fn take_manifests(agent: Rc<Agent>, peer: Rc<Peer>, mut ends: mpsc::UnboundedReceiver<(Assembly, ManifestEnd)>) {
-    while let Some((mut assembly, end)) = ends.recv().await {
-        let built = assembly.end(end, &agent.held.borrow());
-        let taken = match built {
-            Ok(manifest) => agent.accept(manifest).await,
-            Err(problem) => Err(problem),
-        };
-        let held = held(&agent.held.borrow());
-        let answer: Message = match taken {
-            Ok(()) => held.into(),
-            Err(message) => {
-                log::error!("revision {} is refused: {message}", end.revision);
-                let message = skeg_protocol::status::text(message);
-                ManifestRefused { revision: end.revision, held, message }.into()
-            }
-        };
-        // The connection's own end is told by whoever runs it.
-        peer.send(answer).ok();
-    }
-}
-
-async fn tell_status(agent: Rc<Agent>, peer: Rc<Peer>) {
-    let mut changes = agent.changes();
-    let mut told = Told::default();
-    loop {
-        for update in told.updates(agent.pods().into_iter()) {
-            if let Err(error) = peer.send(update) {
-                log::error!("a status does not fit into a frame: {error}");
-            }
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
-        tokio::time::sleep(STATUS_PAUSE).await;
-        changes.mark_unchanged();
-    }
-}
-
-/// Cuts a text to what fits.
-fn fit<const N: usize>(text: &str) -> heapless::String<N> {
-    let mut out = heapless::String::new();
-    text.chars().take_while(|c| out.push(*c).is_ok()).for_each(drop);
-    out
-}
-
-fn node_info(host: &Host, address: Option<IpAddr>) -> anyhow::Result<NodeInfo> {
-    let name = host.folders.node_name.as_str();
-    let uname = rustix::system::uname();
-    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let os = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
-    let memory = rustix::system::sysinfo();
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(NodeInfo {
-        name: name.try_into().map_err(|_| anyhow::anyhow!("node name {name:?} is too long"))?,
-        arch: fit(&skeg_images::Platform::host().architecture),
-        kernel: fit(&uname.release().to_string_lossy()),
-        os: fit(os.trim_matches('"')),
-        agent: fit(env!("CARGO_PKG_VERSION")),
-        cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
-        memory_bytes: memory.totalram * u64::from(memory.mem_unit),
-        boot: boot_id()?,
-        address,
-        user_namespaces: host.ranges.is_some(),
-    })
+    let part = SystemRandom::new().fill(&mut bytes).map_or(u16::MAX, |()| u16::from_le_bytes(bytes));
+    f64::from(part) / f64::from(u16::MAX)
 }

@@ -103,3 +103,18 @@ pub fn client_config(identity: &Identity, controller: &PublicKey, alpn: &[u8]) -
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }
+
+/// Says why there is no TLS connection. Networks with a portal answer in everybody's place until somebody has logged in.
+pub fn explain(error: std::io::Error, address: &str) -> anyhow::Error {
+    let cause = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+    let what = match cause {
+        Some(Error::InvalidMessage(_)) => "what answers speaks no TLS",
+        Some(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => {
+            "what answers has another key than the pinned one"
+        }
+        Some(Error::PeerIncompatible(_) | Error::AlertReceived(_)) => "what answers is no skeg controller",
+        _ => return anyhow::Error::from(error).context(format!("TLS with {address}")),
+    };
+    let hint = "a portal or proxy of the network may answer in the controller's place, or the address is wrong";
+    anyhow::Error::from(error).context(format!("TLS with {address}: {what}: {hint}"))
+}

@@ -12,15 +12,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Subje
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
-use skeg_protocol::message::{Hello, ManifestBegin, ManifestEnd, PullSecrets, Welcome};
-use skeg_protocol::{Connection, Manifest, Message, PodStatus, Uid};
+use skeg_protocol::limits::MAX_STREAM_DATA;
+use skeg_protocol::message::{Base, Hello, ManifestBegin, ManifestPiece, PullSecrets, Welcome};
+use skeg_protocol::sync::{body, delta};
+use skeg_protocol::{Connection, Digest, Manifest, Message, PodStatus, Uid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::image::{Served, sha256};
+use super::image::Served;
 
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 const SECRET: &str = "0123456789abcdefghijklmnopqrstuv";
@@ -182,13 +184,22 @@ impl Controller {
 
 /// Sends a whole manifest.
 fn send_manifest(connection: &mut Connection, manifest: &Manifest) {
-    let begin = ManifestBegin { revision: manifest.revision, base: 0, removed: Vec::new() };
+    let bytes = body::encode(manifest).unwrap();
+    let delta = delta::encode(b"", &bytes);
+    let begin = ManifestBegin {
+        revision: manifest.revision,
+        epoch: [1; 8],
+        base: Base::Nothing,
+        size: bytes.len() as u32,
+        digest: Digest::of(&bytes),
+        length: delta.len() as u32,
+        check: [0; 8],
+        from: 0,
+    };
     connection.send(begin).unwrap();
-    for pod in &manifest.pods {
-        connection.send(Message::ManifestPod(pod.clone())).unwrap();
+    for piece in delta.chunks(MAX_STREAM_DATA) {
+        connection.send(ManifestPiece { bytes: piece.to_vec() }).unwrap();
     }
-    let digest = sha256(&postcard::to_allocvec(&manifest.pods).unwrap());
-    connection.send(ManifestEnd { revision: manifest.revision, digest }).unwrap();
 }
 
 async fn link(
@@ -232,7 +243,8 @@ async fn link(
                     assert!(now.hello.is_some() || hello.join.as_deref() == Some(SECRET), "enrolled without a token");
                     now.held = hello.held.revision;
                     now.hello = Some(hello);
-                    connection.welcome(Welcome { version: 1, heartbeat_seconds: 10, time: 0 }).unwrap();
+                    let welcome = Welcome { version: 1, heartbeat_seconds: 10, time: 0, retry_seconds: 1 };
+                    connection.welcome(welcome).unwrap();
                 }
                 Message::Held(held) => now.held = held.revision,
                 Message::ManifestRefused(refused) => now.refused = Some(refused.message),

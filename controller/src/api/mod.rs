@@ -4,6 +4,7 @@
 mod discovery;
 mod error;
 mod exec;
+mod fleet;
 mod logs;
 mod objects;
 mod patch;
@@ -22,7 +23,7 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::HeaderMap;
@@ -48,6 +49,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/apis/skeg.dev", get(discovery::group))
         .route("/apis/skeg.dev/v1", get(discovery::skeg))
         .route("/apis/skeg.dev/v1/jointokens", get(tokens::list).post(tokens::create))
+        .route("/apis/skeg.dev/v1/nodes/{name}/{verb}", post(fleet::act))
         .route("/openapi/v3", get(discovery::openapi))
         .route("/openapi/v3/{*path}", get(discovery::openapi_paths))
         .route("/api/v1/namespaces/{namespace}/pods/{name}/exec", any(exec))

@@ -7,6 +7,7 @@ pub(crate) mod describe;
 pub(crate) mod get;
 mod kubeconfig;
 pub(crate) mod logs;
+pub(crate) mod node;
 pub(crate) mod serve;
 pub(crate) mod token;
 

@@ -44,6 +44,9 @@ pub(crate) struct Serve {
     /// GiB of other registries' images that are kept for devices which reach only this controller
     #[arg(long, default_value_t = 20)]
     pub(crate) kept_gib: u64,
+    /// Seconds between a device's heartbeats; a device that was silent for three is taken for lost
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub(crate) heartbeat: u16,
 }
 
 /// A controller that listens and does not serve yet.
@@ -89,6 +92,7 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
             plain_http: options.plain_http_registry.clone(),
             docker_config: options.docker_config.clone(),
         },
+        heartbeat_seconds: options.heartbeat,
         admin_token,
         public_key: identity.public,
         nudges: nudge,

@@ -12,9 +12,8 @@ use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, Uni
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use skeg_protocol::message::{Held, Hello, NodeInfo, StatusUpdate, VERSIONS};
 use skeg_protocol::status::reason;
-use skeg_protocol::{
-    Connection, ContainerState, ContainerStatus, Digest, LinkError, Message, Phase, Pod, PodStatus, Uid,
-};
+use skeg_protocol::sync::{Answer, Intake};
+use skeg_protocol::{Connection, ContainerState, ContainerStatus, LinkError, Message, Phase, Pod, PodStatus, Uid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -120,18 +119,19 @@ pub(super) fn hello(name: &str, join: Option<&str>, held: Held) -> Hello {
             user_namespaces: true,
         },
         held,
+        partial: None,
     }
 }
 
 /// Holds nothing.
-pub(super) const NOTHING: Held = Held { revision: 0, digest: Digest([0; 32]) };
+pub(super) const NOTHING: Held = Held::NOTHING;
 
 /// A connected device.
 pub(super) struct Device {
     pub(super) connection: Connection,
     stream: TlsStream<TcpStream>,
     began: Instant,
-    pub(super) held: Held,
+    pub(super) intake: Intake,
     pub(super) pods: BTreeMap<Uid, Pod>,
 }
 
@@ -140,9 +140,8 @@ impl Device {
     pub(super) async fn open(address: SocketAddr, controller: [u8; 32], identity: &Identity, hello: Hello) -> Self {
         let stream = connect(address, controller, identity, b"skeg/1").await;
         let began = Instant::now();
-        let held = hello.held;
         let connection = Connection::device(hello, began.elapsed()).unwrap();
-        Device { connection, stream, began, held, pods: BTreeMap::new() }
+        Device { connection, stream, began, intake: Intake::default(), pods: BTreeMap::new() }
     }
 
     /// Waits for the next message; `None` when the controller has closed.
@@ -166,9 +165,11 @@ impl Device {
     }
 
     pub(super) async fn flush(&mut self) {
-        let output = self.connection.output(self.began.elapsed());
-        // The controller may have closed.
-        let _ = self.stream.write_all(&output).await;
+        while self.connection.has_output() {
+            let output = self.connection.output(self.began.elapsed());
+            // The controller may have closed.
+            let _ = self.stream.write_all(&output).await;
+        }
         let _ = self.stream.flush().await;
     }
 
@@ -183,33 +184,25 @@ impl Device {
         self.stream.flush().await.unwrap();
     }
 
-    /// Takes a manifest as a device does and says that it is held. Gives its base.
+    /// Takes a manifest as a device does and says that it is held. Gives the revision that was held before.
     pub(super) async fn take_manifest(&mut self) -> u64 {
-        let Message::ManifestBegin(begin) = self.expect().await else { panic!("no manifest begins") };
-        if begin.base == 0 {
-            self.pods.clear();
-        } else {
-            assert_eq!(begin.base, self.held.revision);
-        }
-        for uid in &begin.removed {
-            assert!(self.pods.remove(uid).is_some());
-        }
+        let before = self.intake.held().revision;
         loop {
-            match self.expect().await {
-                Message::ManifestPod(pod) => {
-                    pod.validate().unwrap();
-                    self.pods.insert(pod.uid, pod);
-                }
-                Message::ManifestEnd(end) => {
-                    let pods: Vec<&Pod> = self.pods.values().collect();
-                    let bytes = postcard::to_allocvec(&pods).unwrap();
-                    assert_eq!(Digest(crate::secret::sha256(&bytes)), end.digest);
-                    assert_eq!(end.revision, begin.revision);
-                    self.held = Held { revision: end.revision, digest: end.digest };
-                    self.send(self.held).await;
-                    return begin.base;
-                }
+            let answer = match self.expect().await {
+                Message::ManifestBegin(begin) => self.intake.begin(begin),
+                Message::ManifestPiece(piece) => self.intake.piece(&piece),
+                Message::GetItems(_) => Answer::Say(self.intake.items().into()),
                 other => panic!("{other:?} within a manifest"),
+            };
+            match answer {
+                Answer::Wait => {}
+                Answer::Say(message) => self.send(message).await,
+                Answer::Take(whole) => {
+                    self.pods = whole.manifest.pods.iter().map(|pod| (pod.uid, pod.clone())).collect();
+                    let held = self.intake.stored(*whole);
+                    self.send(held).await;
+                    return before;
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use http_body_util::BodyExt;
 use hyper::Method;
 use serde_json::json;
-use skeg_protocol::message::{Channel, RejectCode, StatusUpdate, StreamEnd, StreamRequest};
+use skeg_protocol::message::{Base, Channel, Held, Items, RejectCode, StatusUpdate, StreamEnd, StreamRequest};
 use skeg_protocol::{LinkError, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -90,21 +90,64 @@ async fn a_device_that_comes_back_is_sent_only_what_it_lacks() {
     let (identity, mut device) = enrol(&controller, "kiln-7").await;
     controller.create_pod("one").await;
     device.take_manifest().await;
-    let (held, pods) = (device.held, device.pods.clone());
+    let intake = std::mem::take(&mut device.intake);
     drop(device);
     controller.until(&node_key("kiln-7"), |node| !is_ready(node)).await;
-    let mut device = open(&controller, &identity, hello("kiln-7", None, held)).await;
+    let mut device = open(&controller, &identity, hello("kiln-7", None, intake.held())).await;
     assert!(matches!(device.expect().await, Message::Welcome(_)));
-    (device.held, device.pods) = (held, pods);
+    device.intake = intake;
     controller.create_pod("two").await;
-    assert_eq!(device.take_manifest().await, held.revision, "the first manifest of the new connection is a difference");
+    let Message::ManifestBegin(begin) = device.expect().await else { panic!("no manifest begins") };
+    assert_eq!(begin.base, Base::Held, "the first manifest of the new connection is a difference");
+    assert!(begin.length < 150 && begin.size > 150, "{} of {} bytes", begin.length, begin.size);
+    controller.stop().await;
+}
+
+/// It used to send the device what it remembered, above the device's number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_with_an_older_memory_rolls_no_device_back_unasked() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (identity, device) = enrol(&controller, "kiln-7").await;
     drop(device);
-    // A digest that the controller never sent: everything is sent anew, above the revision that the device knows.
-    let strange = skeg_protocol::message::Held { revision: 90, digest: skeg_protocol::Digest([9; 32]) };
+    controller.create_pod("one").await;
+    let strange = Held { revision: 90, digest: skeg_protocol::Digest([9; 32]), epoch: [9; 8] };
     let mut device = open(&controller, &identity, hello("kiln-7", None, strange)).await;
     assert!(matches!(device.expect().await, Message::Welcome(_)));
+    let conflict = |node: &serde_json::Value| {
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|condition| condition["type"] == "HoldsUnknownRevision" && condition["status"] == "True")
+    };
+    let node = controller.until(&node_key("kiln-7"), conflict).await;
+    assert!(is_ready(&node));
+    controller.create_pod("two").await;
+    let place = "/apis/skeg.dev/v1/nodes/kiln-7/overwrite";
+    controller.client.json(Method::POST, place, None).await.unwrap();
+    // The first that it hears of manifests is after the operator's consent.
+    assert!(matches!(device.expect().await, Message::GetItems(_)));
+    device.send(Items { checks: vec![[1; 8]] }).await;
     assert_eq!(device.take_manifest().await, 0);
-    assert_eq!((device.held.revision, device.pods.len()), (91, 2));
+    assert!(device.intake.held().revision > 90 && !device.pods.is_empty());
+    controller.until(&node_key("kiln-7"), |node| !conflict(node)).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_whose_node_was_deleted_comes_back_to_an_empty_manifest() {
+    let controller = Controller::start().await;
+    controller.name_image("demo", 7);
+    let (identity, mut device) = enrol(&controller, "kiln-7").await;
+    controller.create_pod("one").await;
+    device.take_manifest().await;
+    let intake = std::mem::take(&mut device.intake);
+    controller.client.json(Method::DELETE, "/api/v1/nodes/kiln-7", None).await.unwrap();
+    assert_eq!(device.next().await, Ok(None));
+    let token = controller.token().await;
+    let mut device = open(&controller, &identity, hello("kiln-7", Some(&token), intake.held())).await;
+    assert!(matches!(device.expect().await, Message::Welcome(_)));
+    (device.intake, device.pods) = (intake, std::collections::BTreeMap::new());
+    device.take_manifest().await;
+    assert!(device.pods.is_empty());
     controller.stop().await;
 }
 
@@ -335,10 +378,10 @@ async fn a_device_cannot_use_up_the_revisions_of_its_node() {
     let controller = Controller::start().await;
     let (identity, device) = enrol(&controller, "kiln-7").await;
     drop(device);
-    let held = skeg_protocol::message::Held { revision: u64::MAX, ..NOTHING };
+    let held = Held { revision: u64::MAX, ..NOTHING };
     let mut device = open(&controller, &identity, hello("kiln-7", None, held)).await;
     while let Ok(Some(_)) = device.next().await {}
-    assert_eq!(controller.app.store.newest_manifest("kiln-7").unwrap().manifest.revision, 0);
+    assert_eq!(controller.app.store.newest_manifest("kiln-7").unwrap().revision, 0);
     let mut device = open(&controller, &identity, hello("kiln-7", None, NOTHING)).await;
     assert!(matches!(device.expect().await, Message::Welcome(_)));
 }

@@ -44,6 +44,7 @@ impl Controller {
             plain_http_registry,
             docker_config: None,
             kept_gib: 20,
+            heartbeat: 15,
         };
         let (stop, stopping) = watch::channel(false);
         let ready = prepare(&options, stopping).await.unwrap();

@@ -65,7 +65,7 @@ async fn a_secret_reaches_only_the_node_that_needs_it_and_follows_its_changes() 
     assert_eq!(told(&mut needs).await, [("default/pull".to_owned(), first)]);
     needs.take_manifest().await;
     other.take_manifest().await;
-    let revision = needs.held.revision;
+    let revision = needs.intake.held().revision;
 
     let patch = json!({"data": {".dockerconfigjson": STANDARD.encode(&second)}});
     let place = format!("{SECRETS}/pull");
@@ -82,19 +82,18 @@ async fn a_secret_reaches_only_the_node_that_needs_it_and_follows_its_changes() 
         .unwrap();
     assert_eq!(told(&mut needs).await, [("default/pull".to_owned(), second.clone())]);
     // The next connection is told, too, though its manifest is as it was.
-    let (held, pods) = (needs.held, needs.pods.clone());
+    let held = needs.intake.held();
     drop(needs);
     let mut needs = open(&controller, &identity, hello("needs", None, held)).await;
     assert!(matches!(needs.expect().await, Message::Welcome(_)));
     assert_eq!(told(&mut needs).await, [("default/pull".to_owned(), second)]);
     controller.client.json(Method::DELETE, &place, None).await.unwrap();
     assert_eq!(told(&mut needs).await, []);
-    needs.pods = pods;
-    assert_eq!(controller.app.store.newest_manifest("needs").unwrap().manifest.revision, revision);
+    assert_eq!(controller.app.store.newest_manifest("needs").unwrap().revision, revision);
     // What the other node is told next is a manifest: it never was sent a secret.
     create_pod(&controller, "more", "other", "demo:1", &[]).await;
     other.take_manifest().await;
-    assert_ne!(other.held, NOTHING);
+    assert_ne!(other.intake.held(), NOTHING);
     controller.stop().await;
 }
 

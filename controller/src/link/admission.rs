@@ -7,6 +7,9 @@ use crate::secret::sha256;
 use crate::store::{Database, EnrolError, Key32, StoreError};
 use crate::time;
 
+/// When a refused device may ask again: somebody has to do something first.
+const REFUSED_SECONDS: u16 = 60;
+
 /// What a device that is let in is called and speaks.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
@@ -51,5 +54,5 @@ pub(super) fn admit(store: &Database, key: &Key32, hello: &Hello) -> Result<Resu
 }
 
 fn reject(code: RejectCode, message: String) -> Result<Admitted, Reject> {
-    Err(Reject { code, message })
+    Err(Reject { code, message, retry_seconds: REFUSED_SECONDS })
 }

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Resize(u32, u16, u16),
     /// Nobody wants a stream any more.
     Cancel(u32),
+    /// Gives the device this controller's manifest although it holds one that this controller does not know.
+    Overwrite(oneshot::Sender<Result<(), String>>),
     /// Ends the session.
     Close(&'static str),
 }
@@ -39,6 +41,9 @@ pub(crate) struct Opened {
     /// What its bytes come out of.
     pub(crate) pipe: Arc<Pipe>,
 }
+
+/// How many devices may come back in a second.
+const RETURNS_A_SECOND: usize = 1000;
 
 #[derive(Debug)]
 struct Entry {
@@ -76,6 +81,12 @@ impl Hub {
             sessions.remove(node);
         }
         ours
+    }
+
+    /// Within how many seconds devices come back after a loss: the more there are, the longer.
+    pub(super) fn retry_seconds(&self) -> u16 {
+        let seconds = self.sessions().len() / RETURNS_A_SECOND;
+        u16::try_from(seconds).unwrap_or(u16::MAX).max(1)
     }
 
     /// Whether a session is still the node's.

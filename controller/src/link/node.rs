@@ -23,13 +23,39 @@ fn ready(object: &Value, status: &str, reason: &str, message: &str) -> Value {
     let mut condition = all.remove(0);
     if status == "Unknown" {
         // `conditions` knows true and false only: the time is kept when it was unknown before.
-        let old = object["status"]["conditions"].as_array().and_then(|old| old.first()).cloned().unwrap_or_default();
+        let mut old = object["status"]["conditions"].as_array().into_iter().flatten();
+        let old = old.find(|old| old["type"] == "Ready").cloned().unwrap_or_default();
         if old["status"] == "Unknown" {
             condition["lastTransitionTime"] = old["lastTransitionTime"].clone();
         }
         condition["status"] = json!("Unknown");
     }
-    json!([condition])
+    let others = object["status"]["conditions"].as_array().into_iter().flatten();
+    let others = others.filter(|other| other["type"] != "Ready").cloned();
+    std::iter::once(condition).chain(others).collect()
+}
+
+/// The type of the condition that says that a device holds what this controller does not know.
+const UNKNOWN_REVISION: &str = "HoldsUnknownRevision";
+
+/// Notes that a device holds a revision that this controller does not know, or that it does not any more.
+pub(super) fn strange(store: &dyn Store, name: &str, held: Option<u64>) -> Result<(), StoreError> {
+    update(store, &key(name), |node| {
+        let mut all = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.retain(|condition| condition["type"] != UNKNOWN_REVISION);
+        if let Some(revision) = held {
+            let message = format!(
+                "the device holds revision {revision}, which this controller does not know: its database may be older than \
+                 the device's state. The device goes on with what it holds until `skeg node overwrite {name}` gives it this \
+                 controller's manifest"
+            );
+            let reason = "RevisionNotMadeHere";
+            all.extend(conditions(node, time::now(), &[(UNKNOWN_REVISION, true, reason, &message)]));
+            log::warn!("node {name}: {message}");
+        }
+        node["status"]["conditions"] = json!(all);
+    })?;
+    Ok(())
 }
 
 /// Notes that a device is connected, and what it says about itself.
@@ -63,6 +89,10 @@ pub(super) fn connected(store: &dyn Store, name: &str, info: &NodeInfo, peer: Ip
             ("kubernetes.io/hostname", name),
         ] {
             node["metadata"]["labels"][label] = json!(value);
+        }
+        if let Some(all) = node["status"]["conditions"].as_array_mut() {
+            // It is said anew when it still holds.
+            all.retain(|condition| condition["type"] != UNKNOWN_REVISION);
         }
         let conditions = ready(node, "True", "DeviceConnected", "the device is connected");
         node["status"] = json!({

@@ -7,15 +7,16 @@
 //! ```
 //! A writer task of its own keeps a slow device from holding up what it says itself; what waits for it is bounded.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skeg_protocol::limits::{MAX_CONTAINERS, MAX_PODS, MAX_TEXT};
 use skeg_protocol::message::{
-    Channel, Held, Hello, PullSecrets, StatusUpdate, StreamData, StreamEnd, StreamRequest, StreamResize, Welcome,
+    Channel, Goodbye, Hello, PullSecrets, StatusUpdate, StreamData, StreamEnd, StreamRequest, StreamResize, Welcome,
 };
+use skeg_protocol::sync::{Offer, Shelf as _};
 use skeg_protocol::{Connection, LinkError, Message, PodStatus, Uid};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -26,22 +27,16 @@ use super::hub::{Command, Opened};
 use super::node;
 use super::pipe::Pipe;
 use crate::app::App;
-use crate::compile::difference;
 use crate::manager::Nudge;
 use crate::pods::from_device;
 use crate::pull_secrets;
-use crate::store::{Key, Key32, Store, StoreError, update};
+use crate::store::{Key, Key32, MAX_REVISION, Store, StoreError, update};
 use crate::time;
 
-/// Seconds between a device's heartbeats.
-const HEARTBEAT_SECONDS: u16 = 15;
 /// Bytes that may wait for a slow device before nothing more is read from it.
 const MAX_BACKLOG: usize = 512 * 1024;
-/// Frames of a manifest are encoded only while fewer bytes wait.
-const SMALL_BACKLOG: usize = 64 * 1024;
-
-/// Highest revision that a device may say it holds: those that follow must still fit into the number.
-const MAX_REVISION: u64 = u64::MAX / 2;
+/// Pieces of a manifest are sent only while fewer bytes wait.
+const SMALL_BACKLOG: usize = 32 * 1024;
 
 /// Why a session ended.
 #[derive(Debug, Error)]
@@ -128,10 +123,7 @@ async fn attend<R: AsyncRead + Unpin>(
         node: node.clone(),
         id,
         host_ip,
-        held: hello.held,
-        in_flight: None,
-        refused: None,
-        outbox: VecDeque::new(),
+        offer: Offer::new(hello.held, hello.partial),
         secrets: None,
         reported: None,
         pipes: HashMap::new(),
@@ -184,6 +176,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
         let deadline = self.connection.deadline().unwrap_or(Duration::MAX);
         let sleep = tokio::time::sleep(deadline.saturating_sub(self.now()));
         let (backlog, output) = (self.connection.backlog(), self.output.as_ref());
+        let has_output = self.connection.has_output();
         let command = async {
             match commands {
                 Some(commands) => commands.recv().await,
@@ -198,7 +191,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
         };
         tokio::select! {
             command = command => Ok(Wake::Command(command.unwrap_or(Command::Close("the controller stops")))),
-            permit = room, if backlog > 0 => {
+            permit = room, if has_output => {
                 let permit = permit.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
                 let now = self.began.elapsed();
                 permit.send(self.connection.output(now));
@@ -230,8 +223,9 @@ impl<R: AsyncRead + Unpin> Link<R> {
                     Ok(admitted) => {
                         self.connection.welcome(Welcome {
                             version: admitted.version,
-                            heartbeat_seconds: HEARTBEAT_SECONDS,
+                            heartbeat_seconds: app.heartbeat_seconds,
                             time: time::now().as_millisecond(),
+                            retry_seconds: app.hub.retry_seconds(),
                         })?;
                         Ok((admitted, hello))
                     }
@@ -250,11 +244,14 @@ impl<R: AsyncRead + Unpin> Link<R> {
 
     /// Hands what is left to the writer.
     async fn flush(&mut self) {
-        let now = self.now();
-        let rest = self.connection.output(now);
-        if let Some(output) = self.output.as_ref().filter(|_| !rest.is_empty()) {
+        while self.connection.has_output() {
+            let now = self.now();
+            let rest = self.connection.output(now);
+            let Some(output) = &self.output else { return };
             // The writer may have failed; then nobody is there to read it either.
-            let _ = tokio::time::timeout(Duration::from_secs(5), output.send(rest)).await;
+            if !tokio::time::timeout(Duration::from_secs(5), output.send(rest)).await.is_ok_and(|sent| sent.is_ok()) {
+                return;
+            }
         }
     }
 }
@@ -265,13 +262,7 @@ struct Session {
     node: String,
     id: u64,
     host_ip: String,
-    held: Held,
-    /// Revision that was sent and not answered yet.
-    in_flight: Option<u64>,
-    /// Revision that the device refused, and whether it was sent whole.
-    refused: Option<(u64, bool)>,
-    /// Frames of a manifest that are not encoded yet.
-    outbox: VecDeque<Message>,
+    offer: Offer,
     /// The secrets that the device was sent; `None` when it was sent none yet.
     secrets: Option<PullSecrets>,
     /// Pods that the device says it has; `None` until its first full report.
@@ -288,19 +279,22 @@ struct Input {
 }
 
 impl Session {
-    /// Notes the connection in the store, and sees to it that revisions go on above what the device holds.
+    /// Notes the connection in the store, and looks at what the device holds.
     fn begin(&mut self, key: &Key32, hello: &Hello, peer: IpAddr) -> Result<(), End> {
         // The node may have been deleted since the key was looked up; from here on its deletion closes this session.
-        if self.app.store.node_of_key(key)?.as_deref() != Some(&self.node) {
+        let store = self.app.store.as_ref();
+        if store.node_of_key(key)?.as_deref() != Some(&self.node) {
             return Err(End::Asked("the node was deleted and its key forgotten"));
         }
-        if self.held.revision > MAX_REVISION {
-            return Err(End::Rule(format!("it holds revision {}, which nobody made", self.held.revision)));
+        let held = hello.held;
+        if held.revision > MAX_REVISION {
+            return Err(End::Rule(format!("it holds revision {}, which nobody made", held.revision)));
         }
-        node::connected(self.app.store.as_ref(), &self.node, &hello.node, peer)?;
-        let newest = self.app.store.newest_manifest(&self.node)?;
-        if newest.manifest.revision < self.held.revision {
-            self.app.store.advance_manifest(&self.node, newest.manifest.pods, self.held.revision)?;
+        node::connected(store, &self.node, &hello.node, peer)?;
+        let shelf = store.shelf(&self.node);
+        if held.revision > shelf.newest()?.revision && shelf.knows(&held)? {
+            // It was made here, but the node was deleted since.
+            store.take_over(&self.node, &held)?;
         }
         self.app.nudge(Nudge::Look);
         Ok(())
@@ -312,28 +306,42 @@ impl Session {
         mut commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<(), End> {
         self.share(&mut link.connection)?;
-        self.offer()?;
         loop {
             while let Some(message) = link.connection.next()? {
                 self.take(&mut link.connection, message)?;
             }
-            while link.connection.backlog() < SMALL_BACKLOG
-                && let Some(message) = self.outbox.pop_front()
-            {
-                link.connection.send(message)?;
-            }
+            self.offer(&mut link.connection)?;
             match link.wait(&self.app, Some(&mut commands)).await? {
                 Wake::Command(command) => self.obey(&mut link.connection, command)?,
-                Wake::Stop => return Err(End::Asked("the controller stops")),
+                Wake::Stop => {
+                    let retry_seconds = self.app.hub.retry_seconds();
+                    link.connection.send(Goodbye { retry_seconds })?;
+                    return Err(End::Asked("the controller stops"));
+                }
                 Wake::Received | Wake::Tick | Wake::Sent => {}
             }
         }
     }
 
+    /// Sends what brings the device to the newest manifest, as far as there is room.
+    fn offer(&mut self, connection: &mut Connection) -> Result<(), End> {
+        let before = self.offer.is_stranger();
+        while connection.backlog() < SMALL_BACKLOG
+            && let Some(message) = self.offer.next(&self.app.store.shelf(&self.node))?
+        {
+            connection.send(message)?;
+        }
+        if self.offer.is_stranger() != before {
+            let held = self.offer.held().revision;
+            node::strange(self.app.store.as_ref(), &self.node, self.offer.is_stranger().then_some(held))?;
+        }
+        Ok(())
+    }
+
     /// Sends the secrets that the newest manifest's pods name, unless the device has just these. They come before the
     /// manifest, so that the first pull has them.
     fn share(&mut self, connection: &mut Connection) -> Result<(), End> {
-        let pods = self.app.store.newest_manifest(&self.node)?.manifest.pods;
+        let pods = self.app.store.newest_manifest(&self.node)?.pods;
         if self.secrets.is_none() && pods.iter().all(|pod| pod.image_pull_secrets.is_empty()) {
             return Ok(());
         }
@@ -345,51 +353,17 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the newest manifest unless the device has it or is at one already.
-    fn offer(&mut self) -> Result<(), End> {
-        if self.in_flight.is_some() {
-            return Ok(());
-        }
-        let newest = self.app.store.newest_manifest(&self.node)?;
-        let revision = newest.manifest.revision;
-        if (revision, newest.digest) == (self.held.revision, self.held.digest) {
-            return Ok(());
-        }
-        let whole = match self.refused {
-            Some((refused, whole)) if refused == revision && whole => return Ok(()),
-            Some((refused, _)) => refused == revision,
-            None => false,
-        };
-        let base = match self.held.revision {
-            0 => None,
-            _ if whole => None,
-            held => self.app.store.manifest(&self.node, held)?.filter(|base| base.digest == self.held.digest),
-        };
-        self.outbox = difference(base.as_ref().map(|base| &base.manifest), &newest).into();
-        self.in_flight = Some(revision);
-        self.refused = self.refused.filter(|_| whole).map(|_| (revision, true));
-        Ok(())
-    }
-
     fn take(&mut self, connection: &mut Connection, message: Message) -> Result<(), End> {
         match message {
             Message::Held(held) => {
-                if self.in_flight != Some(held.revision) {
-                    return Err(End::Rule(format!("it holds revision {}, which it was not sent", held.revision)));
-                }
-                (self.held, self.in_flight, self.refused) = (held, None, None);
-                self.offer()?;
+                self.offer.answered(held).map_err(|error| End::Rule(error.to_string()))?;
                 self.let_go()?;
             }
             Message::ManifestRefused(refusal) => {
                 log::warn!("node {} refused revision {}: {:?}", self.node, refusal.revision, refusal.message);
-                if self.in_flight.take() == Some(refusal.revision) {
-                    let whole = self.refused.is_some_and(|(revision, _)| revision == refusal.revision);
-                    self.refused = Some((refusal.revision, whole));
-                }
-                self.held = refusal.held;
-                self.offer()?;
+                self.offer.refused(&refusal);
             }
+            Message::Items(items) => self.offer.items(items).map_err(|error| End::Rule(error.to_string()))?,
             Message::StatusUpdate(update) => self.status(update)?,
             Message::StreamData(StreamData { id, channel, bytes }) => match self.pipes.get(&id) {
                 Some(pipe) => pipe.push(channel, &bytes),
@@ -411,8 +385,14 @@ impl Session {
         match command {
             Command::Manifest => {
                 self.share(connection)?;
-                self.offer()?;
+                self.offer.look();
                 self.let_go()?;
+            }
+            Command::Overwrite(answer) => {
+                let taken = self.app.store.take_over(&self.node, &self.offer.held());
+                self.offer.look();
+                // Whoever asked may have gone.
+                let _ = answer.send(taken.map_err(|error| error.to_string()));
             }
             Command::Open(request, answer) => self.open(connection, request, answer),
             Command::Consumed(id, bytes) => connection.consumed(id, bytes)?,
@@ -529,13 +509,13 @@ impl Session {
     fn let_go(&mut self) -> Result<(), End> {
         let Some(reported) = &self.reported else { return Ok(()) };
         let newest = self.app.store.newest_manifest(&self.node)?;
-        if self.held.revision != newest.manifest.revision {
+        if self.offer.held().revision != newest.revision {
             return Ok(());
         }
         for (key, pod) in self.own_pods()? {
             let uid = pod["metadata"]["uid"].as_str().and_then(|uid| uid.parse::<Uid>().ok()).unwrap_or_default();
             let deleted = !pod["metadata"]["deletionTimestamp"].is_null();
-            if deleted && newest.manifest.pod(uid).is_none() && !reported.contains(&uid) {
+            if deleted && newest.pod(uid).is_none() && !reported.contains(&uid) {
                 match self.app.store.remove(&key) {
                     Ok(_) | Err(StoreError::NotFound(_)) => {}
                     Err(error) => return Err(error.into()),

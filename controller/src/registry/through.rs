@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
+use skeg_images::blobs::BlobError;
 use skeg_images::{Client, ClientError, Digest, Logins, Reference};
 use skeg_protocol::manifest::ImageSource;
 use skeg_protocol::{Label, Manifest, Name};
@@ -71,7 +72,7 @@ pub(super) async fn answer(
     headers: &HeaderMap,
 ) -> Option<Result<Response<Body>, RegistryError>> {
     let manifest = match app.store.newest_manifest(node) {
-        Ok(stored) => stored.manifest,
+        Ok(manifest) => manifest,
         Err(error) => return Some(Err(error.into())),
     };
     let asked = asked(&manifest, path)?;
@@ -158,11 +159,7 @@ async fn fetch_manifest(
     if media_type.is_empty() {
         return Err(RegistryError::manifest_invalid(format!("{digest} has no media type")).into());
     }
-    on_disk(|| {
-        let _ledger = registry.ledger();
-        registry.blobs.put(&raw.bytes)?;
-        Ok(registry.store.add_content(repository, &digest.0, &media_type, None)?)
-    })
+    keep(registry, repository, digest, &media_type, || registry.blobs.put(&raw.bytes))
 }
 
 /// Fetches a blob into an upload of its own, which a broken transfer leaves for the next attempt.
@@ -187,10 +184,21 @@ async fn fetch_blob(
             return Err(error.into());
         }
     }
+    keep(registry, repository, digest, "", || writer.finish(digest, None))
+}
+
+/// Puts something on the disk and notes that its repository has it, without a collection of garbage in between.
+fn keep(
+    registry: &Registry,
+    repository: &str,
+    digest: &Digest,
+    media_type: &str,
+    put: impl FnOnce() -> Result<Digest, BlobError>,
+) -> Result<(), Failure> {
     on_disk(|| {
         let _ledger = registry.ledger();
-        writer.finish(digest, None)?;
-        Ok(registry.store.add_content(repository, &digest.0, "", None)?)
+        put()?;
+        Ok(registry.store.add_content(repository, &digest.0, media_type, None)?)
     })
 }
 

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
+use skeg_protocol::message::Epoch;
 
 use super::history::{Expired, History, Watch};
 use super::seal::{Seal, is_sealed};
@@ -21,6 +23,8 @@ const REVISION: &str = "revision";
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(super) redb: redb::Database,
+    /// Of the revisions that this process makes.
+    pub(super) epoch: Epoch,
     history: Mutex<History>,
     seal: Seal,
 }
@@ -53,7 +57,9 @@ impl Database {
         super::tags::create(&write)?;
         let revision = write.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
         write.commit()?;
-        Ok(Database { redb, history: Mutex::new(History::new(revision)), seal: Seal::new(key)? })
+        let mut epoch = Epoch::default();
+        SystemRandom::new().fill(&mut epoch).map_err(|_| StoreError::Random)?;
+        Ok(Database { redb, epoch, history: Mutex::new(History::new(revision)), seal: Seal::new(key)? })
     }
 
     /// Runs one write transaction; it is rolled back when `work` fails.

@@ -1,100 +1,165 @@
-//! The compiled manifests of each node: its revision counter, and the last few revisions whole, so that a device
-//! that holds one of them is sent only the difference.
+//! The compiled manifests of each node: the last few revisions whole, so that a device that holds one of them is sent
+//! only the difference, and which revisions were ever made here.
+//!
+//! The latter is kept as a list of epochs (one for each start of the controller that made a revision) with the highest
+//! revision of each. A device that holds a revision which is not in it knows more than this database: it may have been
+//! restored from a backup.
 
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use skeg_protocol::{Digest, Manifest, Pod};
+use skeg_protocol::message::{Epoch, Held};
+use skeg_protocol::sync::{Shelf, body};
+use skeg_protocol::{Digest, Manifest};
 
 use super::{Database, StoreError};
 
+/// (node, revision) → epoch, digest, body.
 const MANIFESTS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("manifests");
+/// Node → epochs with the highest revision of each, oldest first.
+const MADE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("made_revisions");
 /// Revisions kept a node.
 const KEPT: usize = 8;
-
-/// A manifest with its digest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StoredManifest {
-    /// Revision and pods.
-    pub(crate) manifest: Manifest,
-    /// SHA-256 over the postcard encoding of the pods; zeros for revision 0.
-    pub(crate) digest: Digest,
-}
-
-impl StoredManifest {
-    /// The manifest that every node starts with.
-    pub(crate) fn empty() -> Self {
-        StoredManifest { manifest: Manifest::default(), digest: Digest([0; 32]) }
-    }
-}
+/// Epochs kept a node: starts of the controller in which it made a revision for the node.
+const EPOCHS: usize = 256;
+/// Bytes before a body.
+const HEAD: usize = 8 + 32;
+/// Highest revision that a device may say it holds: those that follow must still fit into the number.
+pub(crate) const MAX_REVISION: u64 = u64::MAX / 2;
 
 pub(super) fn create(write: &WriteTransaction) -> Result<(), StoreError> {
     write.open_table(MANIFESTS)?;
+    write.open_table(MADE)?;
     Ok(())
 }
 
-fn decode(node: &str, revision: u64, bytes: &[u8]) -> Result<StoredManifest, StoreError> {
-    let damaged = |error: postcard::Error| StoreError::Damaged {
-        what: format!("the manifest {revision} of node {node}"),
-        reason: error.to_string(),
-    };
-    let pods: Vec<Pod> = postcard::from_bytes(bytes).map_err(damaged)?;
-    Ok(StoredManifest { manifest: Manifest { revision, pods, ..Manifest::default() }, digest: digest(bytes) })
+fn damaged(node: &str, revision: u64, reason: impl ToString) -> StoreError {
+    StoreError::Damaged { what: format!("the manifest {revision} of node {node}"), reason: reason.to_string() }
 }
 
-fn digest(bytes: &[u8]) -> Digest {
-    let mut out = [0; 32];
-    out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
-    Digest(out)
+/// A record's name and body.
+fn open<'a>(node: &str, revision: u64, record: &'a [u8]) -> Result<(Held, &'a [u8]), StoreError> {
+    let (head, body) = record.split_at_checked(HEAD).ok_or_else(|| damaged(node, revision, "it is too short"))?;
+    let (mut epoch, mut digest) = ([0; 8], [0; 32]);
+    epoch.copy_from_slice(&head[..8]);
+    digest.copy_from_slice(&head[8..]);
+    Ok((Held { revision, digest: Digest(digest), epoch }, body))
+}
+
+fn decode(node: &str, revision: u64, record: &[u8]) -> Result<Manifest, StoreError> {
+    let (held, bytes) = open(node, revision, record)?;
+    body::decode(held, bytes).map_err(|error| damaged(node, revision, error))
+}
+
+/// Epochs and the highest revision of each.
+fn made(record: &[u8]) -> Vec<(Epoch, u64)> {
+    let entry = |bytes: &[u8]| {
+        let (mut epoch, mut revision) = ([0; 8], [0; 8]);
+        epoch.copy_from_slice(&bytes[..8]);
+        revision.copy_from_slice(&bytes[8..]);
+        (epoch, u64::from_le_bytes(revision))
+    };
+    record.chunks_exact(16).map(entry).collect()
+}
+
+/// Notes that a revision is of this epoch.
+fn note(write: &WriteTransaction, node: &str, epoch: Epoch, revision: u64) -> Result<(), StoreError> {
+    let mut table = write.open_table(MADE)?;
+    let mut known = table.get(node)?.map_or_else(Vec::new, |record| made(record.value()));
+    match known.iter_mut().find(|(one, _)| *one == epoch) {
+        Some((_, highest)) => *highest = revision.max(*highest),
+        None => known.push((epoch, revision)),
+    }
+    let known = &known[known.len().saturating_sub(EPOCHS)..];
+    let record: Vec<u8> = known.iter().flat_map(|(epoch, highest)| [*epoch, highest.to_le_bytes()].concat()).collect();
+    table.insert(node, record.as_slice())?;
+    Ok(())
+}
+
+/// Adds a revision and drops the oldest that are kept.
+fn add(write: &WriteTransaction, node: &str, held: Held, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut table = write.open_table(MANIFESTS)?;
+    let record = [&held.epoch[..], &held.digest.0, bytes].concat();
+    table.insert((node, held.revision), record.as_slice())?;
+    let kept: Vec<u64> = table
+        .range((node, 0)..=(node, u64::MAX))?
+        .map(|entry| Ok(entry?.0.value().1))
+        .collect::<Result<_, StoreError>>()?;
+    for old in kept.iter().take(kept.len().saturating_sub(KEPT)) {
+        table.remove((node, *old))?;
+    }
+    drop(table);
+    note(write, node, held.epoch, held.revision)
+}
+
+/// The newest record of a node.
+fn newest(write: &WriteTransaction, node: &str) -> Result<Option<(Held, Vec<u8>)>, StoreError> {
+    let table = write.open_table(MANIFESTS)?;
+    let Some(entry) = table.range((node, 0)..=(node, u64::MAX))?.next_back() else { return Ok(None) };
+    let (key, record) = entry?;
+    let (held, bytes) = open(node, key.value().1, record.value())?;
+    Ok(Some((held, bytes.to_vec())))
+}
+
+/// The highest revision that a node ever had here.
+fn highest(write: &WriteTransaction, node: &str) -> Result<u64, StoreError> {
+    let table = write.open_table(MADE)?;
+    let known = table.get(node)?.map_or_else(Vec::new, |record| made(record.value()));
+    Ok(known.iter().map(|(_, revision)| *revision).max().unwrap_or(0))
+}
+
+fn empty_body() -> Result<Vec<u8>, StoreError> {
+    body::encode(&Manifest::default()).map_err(|error| damaged("", 0, error))
 }
 
 impl Database {
-    /// The newest manifest of a node.
-    pub(crate) fn newest_manifest(&self, node: &str) -> Result<StoredManifest, StoreError> {
+    /// The newest manifest of a node; an empty one where it has none.
+    pub(crate) fn newest_manifest(&self, node: &str) -> Result<Manifest, StoreError> {
         let table = self.redb.begin_read()?.open_table(MANIFESTS)?;
         match table.range((node, 0)..=(node, u64::MAX))?.next_back().transpose()? {
-            Some((key, bytes)) => decode(node, key.value().1, bytes.value()),
-            None => Ok(StoredManifest::empty()),
+            Some((key, record)) => decode(node, key.value().1, record.value()),
+            None => Ok(Manifest::default()),
         }
     }
 
-    /// A manifest of a node that is still kept.
-    pub(crate) fn manifest(&self, node: &str, revision: u64) -> Result<Option<StoredManifest>, StoreError> {
-        let table = self.redb.begin_read()?.open_table(MANIFESTS)?;
-        table.get((node, revision))?.map(|bytes| decode(node, revision, bytes.value())).transpose()
-    }
-
-    /// Makes `pods` the node's next revision, above `floor`, unless they are what the newest one holds and that
-    /// is above `floor` already. Gives the newest manifest, and whether it is new.
-    pub(crate) fn advance_manifest(
-        &self,
-        node: &str,
-        pods: Vec<Pod>,
-        floor: u64,
-    ) -> Result<(StoredManifest, bool), StoreError> {
-        let newest = self.newest_manifest(node)?;
-        if newest.manifest.pods == pods && newest.manifest.revision >= floor {
-            return Ok((newest, false));
+    /// Makes these bodies the newest manifests of their nodes, all or none, and gives the nodes for which that changed
+    /// anything.
+    pub(crate) fn advance_manifests(&self, wanted: &[(String, Vec<u8>)]) -> Result<Vec<String>, StoreError> {
+        let empty = empty_body()?;
+        let mut changed = Vec::new();
+        for (node, bytes) in wanted {
+            let newest = self.shelf(node).newest()?;
+            // Every node begins with nothing, which is not worth a revision.
+            if newest.digest != Digest::of(bytes) && (newest.revision > 0 || *bytes != empty) {
+                changed.push((node, bytes));
+            }
         }
-        let revision = newest.manifest.revision.max(floor).saturating_add(1);
-        let bytes = postcard::to_allocvec(&pods).map_err(|error| StoreError::Damaged {
-            what: format!("the manifest {revision} of node {node}"),
-            reason: error.to_string(),
-        })?;
+        if changed.is_empty() {
+            return Ok(Vec::new());
+        }
         self.write(|write| {
-            let mut table = write.open_table(MANIFESTS)?;
-            table.insert((node, revision), bytes.as_slice())?;
-            let kept: Vec<u64> = table
-                .range((node, 0)..=(node, u64::MAX))?
-                .map(|entry| Ok(entry?.0.value().1))
-                .collect::<Result<_, StoreError>>()?;
-            for old in kept.iter().take(kept.len().saturating_sub(KEPT)) {
-                table.remove((node, *old))?;
+            for (node, bytes) in &changed {
+                let revision = highest(write, node)?.saturating_add(1);
+                add(write, node, body::name(revision, self.epoch, bytes), bytes)?;
             }
             Ok::<_, StoreError>(())
         })?;
-        Ok((
-            StoredManifest { manifest: Manifest { revision, pods, ..Manifest::default() }, digest: digest(&bytes) },
-            true,
-        ))
+        Ok(changed.into_iter().map(|(node, _)| node.clone()).collect())
+    }
+
+    /// Takes over a node from whoever made what its device holds: the newest manifest gets a revision above that.
+    ///
+    /// # Errors
+    /// The revision is one that nobody makes, or the database fails.
+    pub(crate) fn take_over(&self, node: &str, held: &Held) -> Result<(), StoreError> {
+        if held.revision > MAX_REVISION {
+            return Err(damaged(node, held.revision, "the device holds a revision that nobody made"));
+        }
+        let empty = empty_body()?;
+        self.write(|write| {
+            note(write, node, held.epoch, held.revision)?;
+            let bytes = newest(write, node)?.map_or(empty, |(_, bytes)| bytes);
+            let revision = highest(write, node)?.saturating_add(1);
+            add(write, node, body::name(revision, self.epoch, &bytes), &bytes)
+        })
     }
 
     /// Whether any kept manifest of a node has a pod.
@@ -102,19 +167,136 @@ impl Database {
         let Ok(uid) = uid.parse() else { return Ok(false) };
         let table = self.redb.begin_read()?.open_table(MANIFESTS)?;
         for entry in table.range((node, 0)..=(node, u64::MAX))? {
-            let (key, bytes) = entry?;
-            if decode(node, key.value().1, bytes.value())?.manifest.pod(uid).is_some() {
+            let (key, record) = entry?;
+            if decode(node, key.value().1, record.value())?.pod(uid).is_some() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Forgets all manifests of a node.
+    /// Forgets all manifests of a node, but not that they were made: a device that comes back with one is known.
     pub(crate) fn forget_manifests(&self, node: &str) -> Result<(), StoreError> {
         self.write(|write| {
             write.open_table(MANIFESTS)?.retain_in((node, 0)..=(node, u64::MAX), |_, _| false)?;
             Ok(())
         })
+    }
+
+    /// The manifests of one node, as the link asks for them.
+    pub(crate) fn shelf<'a>(&'a self, node: &'a str) -> NodeShelf<'a> {
+        NodeShelf { store: self, node }
+    }
+}
+
+/// The manifests of one node.
+#[derive(Debug)]
+pub(crate) struct NodeShelf<'a> {
+    store: &'a Database,
+    node: &'a str,
+}
+
+impl Shelf for NodeShelf<'_> {
+    type Error = StoreError;
+
+    fn newest(&self) -> Result<Held, StoreError> {
+        let table = self.store.redb.begin_read()?.open_table(MANIFESTS)?;
+        match table.range((self.node, 0)..=(self.node, u64::MAX))?.next_back().transpose()? {
+            Some((key, record)) => Ok(open(self.node, key.value().1, record.value())?.0),
+            None => Ok(Held::NOTHING),
+        }
+    }
+
+    fn body(&self, revision: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let table = self.store.redb.begin_read()?.open_table(MANIFESTS)?;
+        let record = table.get((self.node, revision))?;
+        record.map(|record| Ok(open(self.node, revision, record.value())?.1.to_vec())).transpose()
+    }
+
+    fn kept(&self) -> Result<Vec<u64>, StoreError> {
+        let table = self.store.redb.begin_read()?.open_table(MANIFESTS)?;
+        table.range((self.node, 0)..=(self.node, u64::MAX))?.map(|entry| Ok(entry?.0.value().1)).collect()
+    }
+
+    fn knows(&self, held: &Held) -> Result<bool, StoreError> {
+        if held.revision == 0 {
+            return Ok(true);
+        }
+        let table = self.store.redb.begin_read()?.open_table(MADE)?;
+        let known = table.get(self.node)?.map_or_else(Vec::new, |record| made(record.value()));
+        Ok(known.iter().any(|(epoch, highest)| *epoch == held.epoch && held.revision <= *highest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A manifest of a node that is told by a number.
+    fn wanted(node: &str, seconds: u32) -> (String, Vec<u8>) {
+        let manifest = Manifest { trial_seconds: seconds, ..Manifest::default() };
+        (node.to_owned(), body::encode(&manifest).unwrap())
+    }
+
+    fn open(folder: &tempfile::TempDir) -> Database {
+        Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap()
+    }
+
+    #[test]
+    fn a_revision_grows_only_with_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder);
+        assert!(store.advance_manifests(&[wanted("n", 0)]).unwrap().is_empty());
+        assert_eq!(store.advance_manifests(&[wanted("n", 1), wanted("m", 1)]).unwrap(), ["n", "m"]);
+        let one = store.newest_manifest("n").unwrap();
+        assert_eq!((one.revision, one.trial_seconds, one.epoch), (1, 1, store.epoch));
+        assert!(store.advance_manifests(&[wanted("n", 1)]).unwrap().is_empty());
+        for seconds in 2..12 {
+            store.advance_manifests(&[wanted("n", seconds), wanted("m", 1)]).unwrap();
+        }
+        assert_eq!(store.shelf("n").body(3).unwrap(), None);
+        assert_eq!(store.shelf("n").kept().unwrap(), (4..=11).collect::<Vec<_>>());
+        assert_eq!(store.newest_manifest("m").unwrap().revision, 1);
+        assert_eq!(store.newest_manifest("other").unwrap(), Manifest::default());
+        store.advance_manifests(&[wanted("n", 0)]).unwrap();
+        assert_eq!(store.newest_manifest("n").unwrap().revision, 12);
+    }
+
+    #[test]
+    fn what_was_made_here_is_known_for_ever_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder);
+        store.advance_manifests(&[wanted("n", 1)]).unwrap();
+        let old = store.shelf("n").newest().unwrap();
+        drop(store);
+        let store = open(&folder);
+        assert_ne!(store.epoch, old.epoch);
+        store.advance_manifests(&[wanted("n", 2)]).unwrap();
+        let shelf = store.shelf("n");
+        for (revision, epoch, known) in [
+            (0, [9; 8], true),
+            (1, old.epoch, true),
+            (2, old.epoch, false),
+            (2, store.epoch, true),
+            (3, store.epoch, false),
+            (1, [9; 8], false),
+        ] {
+            assert_eq!(shelf.knows(&Held { revision, epoch, ..old }).unwrap(), known, "{revision} {epoch:?}");
+        }
+        store.forget_manifests("n").unwrap();
+        assert!(shelf.knows(&old).unwrap());
+        store.advance_manifests(&[wanted("n", 1)]).unwrap();
+        assert_eq!(shelf.newest().unwrap().revision, 3, "a number was used twice");
+    }
+
+    #[test]
+    fn a_node_is_taken_over_above_what_its_device_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder);
+        let held = Held { revision: 40, digest: Digest::of(b"x"), epoch: [3; 8] };
+        store.take_over("n", &held).unwrap();
+        assert!(store.shelf("n").knows(&held).unwrap());
+        assert_eq!(store.newest_manifest("n").unwrap().revision, 41);
+        assert!(store.take_over("n", &Held { revision: u64::MAX, ..held }).is_err());
     }
 }

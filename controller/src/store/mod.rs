@@ -22,7 +22,7 @@ use thiserror::Error;
 pub(crate) use database::{Database, on_disk};
 pub(crate) use history::{Expired, Watch};
 pub(crate) use keys::{EnrolError, Key32};
-pub(crate) use manifests::StoredManifest;
+pub(crate) use manifests::MAX_REVISION;
 pub(crate) use tokens::TokenRecord;
 
 /// Names one object.
@@ -126,6 +126,12 @@ pub(crate) enum StoreError {
     /// The kernel gave no random bytes, or the cipher refused.
     #[error("a secret cannot be sealed: no random bytes (getrandom failed)")]
     Sealing,
+    /// A manifest is larger than the link carries.
+    #[error("{0}")]
+    Large(String),
+    /// The kernel gave no random bytes.
+    #[error("no random bytes (getrandom failed)")]
+    Random,
     /// The database file could not be opened.
     #[error("cannot open the database {path}: {source}")]
     Open {

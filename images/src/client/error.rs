@@ -64,8 +64,8 @@ pub enum ClientError {
         #[source]
         source: hyper::Error,
     },
-    /// The connection stands, but nothing comes.
-    #[error("{asked}: the registry has sent nothing for {seconds} s")]
+    /// The connection stands, but next to nothing comes.
+    #[error("{asked}: the registry has sent next to nothing for {seconds} s")]
     Stalled {
         /// What was asked.
         asked: Asked,
@@ -174,9 +174,34 @@ pub enum ClientError {
         /// Digest of the bytes that came.
         got: Digest,
     },
+    /// The registry failed, and so did who was asked in its place.
+    #[error("{}; asked in its place, {}", registry.in_full(), stand_in.in_full())]
+    Everywhere {
+        /// What the registry said.
+        registry: Box<ClientError>,
+        /// What the other said.
+        stand_in: Box<ClientError>,
+    },
 }
 
 impl ClientError {
+    /// The error with its reasons, in one line.
+    pub(super) fn in_full(&self) -> String {
+        let sources = std::iter::successors(std::error::Error::source(self), |error| error.source());
+        sources.fold(self.to_string(), |text, source| format!("{text}: {source}"))
+    }
+
+    /// Tells whether this machine has no way there, as before it has an address.
+    pub(crate) fn is_without_route(&self) -> bool {
+        use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable};
+        match self {
+            ClientError::Connect { source, .. } => {
+                matches!(source.kind(), HostUnreachable | NetworkDown | NetworkUnreachable)
+            }
+            _ => false,
+        }
+    }
+
     /// Tells whether the registry says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self, ClientError::Refused { status: StatusCode::NOT_FOUND, .. })

@@ -36,6 +36,9 @@ pub const MAX_MANIFEST: u64 = 4 << 20;
 const MAX_REDIRECTS: usize = 5;
 /// How much of an error's body is read.
 const MAX_WORDS: usize = 1024;
+/// A registry that sends less than this within the endpoint's stall time has stalled: one that gives a byte now and then
+/// would hold a pull for ever.
+const LEAST: u64 = 2048;
 
 /// Every kind of manifest that the store understands, best first.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
@@ -69,10 +72,14 @@ pub struct RawManifest {
 /// A blob on its way; nothing about it is verified.
 pub struct Blob {
     body: Incoming,
-    stall: Duration,
     asked: Asked,
     /// Bytes to throw away, when the registry ignored the range that was asked for.
     skip: u64,
+    /// How long the registry may take for [`LEAST`] bytes, how many of them have come, and how long that took. Time that
+    /// the caller takes does not count.
+    stall: Duration,
+    come: u64,
+    waited: Duration,
 }
 
 /// One request, until its answer is there.
@@ -175,7 +182,7 @@ impl Client {
         if let Some(range) = range.filter(|range| skip == 0 && !range.starts_with(&format!("bytes {offset}-"))) {
             return Err(ClientError::Range { asked, wanted: offset, got: error::cut(range) });
         }
-        Ok(Blob { body: response.into_body(), stall: self.0.endpoint.stall_timeout, asked, skip })
+        Ok(Blob { skip, ..Blob::new(response.into_body(), self.0.endpoint.stall_timeout, &asked) })
     }
 
     fn asked(&self, repository: &str, what: String) -> Asked {
@@ -263,8 +270,7 @@ impl Client {
 
     /// Reads a whole body into memory, bounded in size and in the time between two pieces.
     async fn collect(&self, body: Incoming, limit: u64, asked: &Asked) -> Result<Bytes, ClientError> {
-        let stall = self.0.endpoint.stall_timeout;
-        let mut blob = Blob { body, stall, asked: asked.clone(), skip: 0 };
+        let mut blob = Blob::new(body, self.0.endpoint.stall_timeout, asked);
         let mut bytes = BytesMut::new();
         while let Some(chunk) = blob.chunk().await? {
             if (bytes.len() + chunk.len()) as u64 > limit {
@@ -278,7 +284,7 @@ impl Client {
     /// Reads the beginning of an error's body, for people.
     async fn first_words(&self, ask: &Ask<'_>, body: Incoming) -> String {
         let stall = self.0.endpoint.stall_timeout.min(Duration::from_secs(5));
-        let mut blob = Blob { body, stall, asked: ask.asked.clone(), skip: 0 };
+        let mut blob = Blob::new(body, stall, &ask.asked);
         let mut text = Vec::new();
         while text.len() < MAX_WORDS {
             match blob.chunk().await {
@@ -292,16 +298,26 @@ impl Client {
 }
 
 impl Blob {
-    /// Waits for the next bytes; `None` at the end. Fails when nothing comes for the endpoint's stall time.
+    fn new(body: Incoming, stall: Duration, asked: &Asked) -> Blob {
+        Blob { body, asked: asked.clone(), skip: 0, stall, come: 0, waited: Duration::ZERO }
+    }
+
+    /// Waits for the next bytes; `None` at the end. Fails when next to nothing comes for the endpoint's stall time.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
-            let frame = tokio::time::timeout(self.stall, self.body.frame())
+            let began = tokio::time::Instant::now();
+            let frame = tokio::time::timeout(self.stall.saturating_sub(self.waited), self.body.frame())
                 .await
                 .map_err(|_| ClientError::Stalled { asked: self.asked.clone(), seconds: self.stall.as_secs_f32() })?;
             let Some(frame) = frame else { return Ok(None) };
             let frame = frame.map_err(|source| ClientError::Transfer { asked: self.asked.clone(), source })?;
             // Trailers are of no use here.
             let Ok(mut data) = frame.into_data() else { continue };
+            self.come += data.len() as u64;
+            self.waited += began.elapsed();
+            if self.come >= LEAST {
+                (self.come, self.waited) = (0, Duration::ZERO);
+            }
             let skipped = self.skip.min(data.len() as u64);
             self.skip -= skipped;
             let rest = data.split_off(usize::try_from(skipped).unwrap_or(data.len()));

@@ -14,6 +14,8 @@ use crate::digest::Digest;
 
 /// How often all sources are asked before the pull fails.
 const ROUNDS: u32 = 6;
+/// How often while this machine has no route to any of them, as after its start: the wait does not grow then.
+const ROUNDS_WITHOUT_ROUTE: u32 = 30;
 /// The wait before the second round; it doubles, so that all of them take 15 s.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// A registry that wants more patience than this (`Retry-After`) is given up for now.
@@ -23,6 +25,8 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Sources {
     list: Arc<[(Client, String)]>,
+    /// How many of them are the registry and its mirrors; the others stand in for it.
+    own: usize,
     /// Where the last request succeeded or is being tried.
     preferred: Arc<AtomicUsize>,
     first_wait: Duration,
@@ -32,20 +36,55 @@ pub struct Sources {
 pub(crate) struct Attempt<'a> {
     sources: &'a Sources,
     at: usize,
-    failed: usize,
     round: u32,
+    rounds_without_route: u32,
+    failures: Failures,
+}
+
+/// What has failed in one round.
+#[derive(Default)]
+struct Failures {
+    count: usize,
     /// Whether asking again may help, and how long a registry wants to be left alone.
     transient: bool,
     wanted_wait: Option<Duration>,
-    /// The failure of the last source of the list, which is the registry that the user knows.
-    worst: Option<(usize, ClientError)>,
+    /// For how many of them there was no route.
+    without_route: usize,
+    /// The failure of the last of the list before those that stand in: of the registry that the user knows.
+    own: Option<(usize, ClientError)>,
+    /// The failure of the last that stood in for it.
+    stand_in: Option<ClientError>,
+}
+
+impl Failures {
+    fn note(&mut self, at: usize, own: bool, error: ClientError) {
+        self.count += 1;
+        self.transient |= error.is_transient();
+        self.without_route += usize::from(error.is_without_route());
+        self.wanted_wait = self.wanted_wait.max(error.retry_after());
+        if !own {
+            self.stand_in = Some(error);
+        } else if self.own.as_ref().is_none_or(|(other, _)| at >= *other) {
+            self.own = Some((at, error));
+        }
+    }
+
+    /// What the user is told: what the registry said first, whoever was asked after it.
+    fn told(self) -> Option<ClientError> {
+        match (self.own.map(|(_, error)| error), self.stand_in) {
+            (Some(registry), Some(stand_in)) => {
+                Some(ClientError::Everywhere { registry: Box::new(registry), stand_in: Box::new(stand_in) })
+            }
+            (one, other) => one.or(other),
+        }
+    }
 }
 
 impl Sources {
     /// Lists mirrors, then the registry itself, each with the repository's name there.
     pub fn new(first: (Client, String), others: impl IntoIterator<Item = (Client, String)>) -> Sources {
         let list: Vec<_> = std::iter::once(first).chain(others).collect();
-        Sources { list: list.into(), preferred: Arc::default(), first_wait: FIRST_WAIT }
+        Sources { own: list.len(), list: list.into(), preferred: Arc::default(), first_wait: FIRST_WAIT }
     }
 
     /// Takes one registry alone.
@@ -53,7 +92,7 @@ impl Sources {
         Sources::new((client, repository.to_owned()), [])
     }
 
-    /// Adds sources that are asked when all before them have failed.
+    /// Adds sources that stand in for the registry: they are asked when it and all before them have failed.
     #[must_use]
     pub fn and_then(self, others: impl IntoIterator<Item = (Client, String)>) -> Sources {
         Sources { list: self.list.iter().cloned().chain(others).collect(), ..self }
@@ -108,7 +147,7 @@ impl Sources {
 
     pub(crate) fn attempt(&self) -> Attempt<'_> {
         let at = self.preferred.load(Ordering::Relaxed);
-        Attempt { sources: self, at, failed: 0, round: 1, transient: false, wanted_wait: None, worst: None }
+        Attempt { sources: self, at, round: 1, rounds_without_route: 1, failures: Failures::default() }
     }
 }
 
@@ -121,47 +160,42 @@ impl<'a> Attempt<'a> {
 
     /// Notes that bytes have come: whatever happens next is a new trouble.
     pub(crate) fn progressed(&mut self) {
-        (self.failed, self.round, self.transient, self.wanted_wait, self.worst) = (0, 1, false, None, None);
+        (self.round, self.rounds_without_route, self.failures) = (1, 1, Failures::default());
     }
 
     /// Turns away from a source whose content was refused; tells whether there is another.
     pub(crate) fn lied(&mut self) -> bool {
-        self.failed += 1;
+        self.failures.count += 1;
         self.at = (self.at + 1) % self.sources.list.len();
         self.sources.preferred.store(self.at, Ordering::Relaxed);
-        self.failed < self.sources.list.len()
+        self.failures.count < self.sources.list.len()
     }
 
     /// Turns to the next source, waiting once all have failed.
     ///
     /// # Errors
-    /// What the registry itself (the last of the list) says, when asking again cannot help or has not helped.
+    /// What the registry itself says, when asking again cannot help or has not helped.
     pub(crate) async fn failed(&mut self, error: ClientError) -> Result<(), ClientError> {
         let count = self.sources.list.len();
-        self.failed += 1;
-        self.transient |= error.is_transient();
-        self.wanted_wait = self.wanted_wait.max(error.retry_after());
-        log::info!(
-            "{error}{}",
-            std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"))
-        );
-        if self.worst.as_ref().is_none_or(|(at, _)| self.at >= *at) {
-            self.worst = Some((self.at, error));
-        }
+        log::info!("{}", error.in_full());
+        self.failures.note(self.at, self.at < self.sources.own, error);
         self.at = (self.at + 1) % count;
         self.sources.preferred.store(self.at, Ordering::Relaxed);
-        if self.failed < count {
+        if self.failures.count < count {
             return Ok(());
         }
-        let wait = self.wanted_wait.unwrap_or_else(|| jittered(self.sources.first_wait * 2u32.pow(self.round - 1)));
-        if let Some((_, error)) = self.worst.take()
-            && (!self.transient || self.round == ROUNDS || wait > MAX_WAIT)
-        {
-            return Err(error);
+        let failures = std::mem::take(&mut self.failures);
+        // A device that is still being given its address has one soon.
+        let (factor, round, most) = match failures.without_route == failures.count {
+            true => (1, &mut self.rounds_without_route, ROUNDS_WITHOUT_ROUTE),
+            false => (2u32.pow(self.round - 1), &mut self.round, ROUNDS),
+        };
+        let wait = failures.wanted_wait.unwrap_or_else(|| jittered(self.sources.first_wait * factor));
+        if !failures.transient || *round == most || wait > MAX_WAIT {
+            return failures.told().map_or(Ok(()), Err);
         }
+        *round += 1;
         tokio::time::sleep(wait).await;
-        (self.failed, self.transient, self.wanted_wait) = (0, false, None);
-        self.round += 1;
         Ok(())
     }
 }

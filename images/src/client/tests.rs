@@ -236,11 +236,69 @@ async fn a_registry_that_says_nothing_is_given_up() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let error = client(&address, SHORT).resolve("a", "1").await.unwrap_err();
-    assert!(error.to_string().ends_with("the registry has sent nothing for 0.2 s"), "{error}");
+    assert!(error.to_string().ends_with("the registry has sent next to nothing for 0.2 s"), "{error}");
     let registry = Registry::start().await;
     registry.on("/v2/a/manifests/1", Reply::new(200, vec![b' '; 100]).end(End::Stall(50)));
     let error = client(&registry.address, SHORT).manifest("a", "1").await.unwrap_err();
     assert!(matches!(error, ClientError::Stalled { .. }), "{error}");
+}
+
+/// Such a registry once held a pull for ever: each byte began the patience anew.
+#[tokio::test]
+async fn a_registry_that_gives_a_byte_now_and_then_is_given_up() {
+    let registry = Registry::start().await;
+    let path = format!("/v2/a/blobs/{}", Digest::of(b"x"));
+    registry.on(&path, Reply::new(200, vec![0; 100_000]).end(End::Drip));
+    let mut blob = client(&registry.address, SHORT).blob("a", &Digest::of(b"x"), 0).await.unwrap();
+    let error = loop {
+        match blob.chunk().await {
+            Ok(chunk) => assert!(chunk.is_some(), "all of it came"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ClientError::Stalled { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn headers_without_end_are_refused() {
+    let registry = Registry::start().await;
+    let mut reply = Reply::new(200, "{}");
+    for number in 0..60 {
+        reply = reply.header(&format!("x-{number}"), &"x".repeat(4000));
+    }
+    registry.on("/v2/a/manifests/1", reply);
+    let error = client(&registry.address, LONG).manifest("a", "1").await.unwrap_err();
+    assert!(matches!(error, ClientError::Transfer { .. }), "{error}");
+}
+
+/// The controller's 404 once hid that the registry had asked for a password.
+#[tokio::test]
+async fn what_the_registry_says_is_not_hidden_by_who_was_asked_in_its_place() {
+    let (registry, controller) = (Registry::start().await, Registry::start().await);
+    let digest = Digest::of(b"x");
+    registry.on(&format!("/v2/a/manifests/{digest}"), Reply::new(401, "give me a password"));
+    let sources = Sources::one(client(&registry.address, LONG), "a")
+        .and_then([(client(&controller.address, LONG), "registry/a".to_owned())]);
+    let error = sources.manifest(&digest).await.unwrap_err().to_string();
+    let first = error.find("denies it to anybody without credentials (401 Unauthorized: give me a password)");
+    let second = error.find(&format!("in its place, registry {}, repository registry/a", controller.address));
+    assert!(first.is_some() && first < second && error.contains("404"), "{error}");
+}
+
+#[tokio::test]
+async fn a_device_without_a_route_asks_again_soon_and_often() {
+    let client = client("127.0.0.1:1", LONG);
+    let asked = client.asked("a", "manifest 1".to_owned());
+    let sources = Sources::one(client, "a").with_first_wait(Duration::from_micros(1));
+    for (kind, wanted) in [(std::io::ErrorKind::NetworkUnreachable, 30), (std::io::ErrorKind::ConnectionRefused, 6)] {
+        let mut attempt = sources.attempt();
+        let error = || ClientError::Connect { asked: asked.clone(), address: "x".to_owned(), source: kind.into() };
+        let mut rounds = 1;
+        while attempt.failed(error()).await.is_ok() {
+            rounds += 1;
+        }
+        assert_eq!(rounds, wanted, "{kind}");
+    }
 }
 
 #[tokio::test]

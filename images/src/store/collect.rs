@@ -21,23 +21,48 @@ const SPARE_INODES: u64 = 1000;
 /// What an interrupted pull has left waits so long for the pull to go on.
 const LEFTOVERS: Duration = Duration::from_secs(24 * 3600);
 
-/// How much of the disk images may take.
+/// A pull leaves so many bytes free unless told otherwise …
+const RESERVE: u64 = 64 << 20;
+/// … or this part of a file system where that is less.
+const RESERVE_PART: u64 = 20;
+
+/// A clock that shows less than this (2025) was never set: boards without a battery begin in 1970.
+const FIRST_TIME: Duration = Duration::from_secs(1_735_689_600);
+
+/// How much of the disk images may take, and how large one of their layers may be. Errors name these fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes that a pull leaves free on the store's file system.
-    pub reserve: u64,
+    /// Bytes that a pull leaves free on the store's file system. `None` is 64 MiB, or a twentieth of a smaller disk.
+    pub reserve: Option<u64>,
     /// When so much of the file system is used, images that nothing needs are removed …
     pub high_percent: u8,
     /// … the longest unused first, until no more than this is used.
     pub low_percent: u8,
-    /// Images that nothing needs are removed after this time. The device's clock may be wrong: then early or late.
+    /// Images that nothing needs are removed after this time. What was used while the clock was not set has no age.
     pub unused: Duration,
+    /// Entries of one layer's archive.
+    pub layer_entries: u64,
+    /// Folders of one layer: their times are kept in memory until it is unpacked.
+    pub layer_folders: u64,
+    /// A layer may unpack to so many times its compressed size, and to 1 GiB in any case …
+    pub layer_ratio: u64,
+    /// … but never to more than so many GiB.
+    pub layer_gib: u64,
 }
 
 impl Default for Limits {
-    /// The kubelet's marks, and a month.
+    /// The kubelet's marks, and a month. Layers: more than any honest image has.
     fn default() -> Limits {
-        Limits { reserve: 64 << 20, high_percent: 85, low_percent: 80, unused: Duration::from_secs(30 * 24 * 3600) }
+        Limits {
+            reserve: None,
+            high_percent: 85,
+            low_percent: 80,
+            unused: Duration::from_secs(30 * 24 * 3600),
+            layer_entries: 1_000_000,
+            layer_folders: 200_000,
+            layer_ratio: 200,
+            layer_gib: 64,
+        }
     }
 }
 
@@ -64,6 +89,8 @@ pub(super) struct Free {
     /// `u64::MAX` where the file system has no fixed number.
     inodes: u64,
     used_percent: u64,
+    /// Bytes of the whole file system, used or not.
+    total: u64,
 }
 
 impl Store {
@@ -100,9 +127,9 @@ impl Store {
         if unpacked == 0 {
             return Ok(());
         }
-        let bytes = unpacked.saturating_add(self.0.limits.reserve);
-        let inodes = (unpacked / BYTES_A_FILE).saturating_add(SPARE_INODES);
         let mut free = self.free()?;
+        let bytes = unpacked.saturating_add(self.reserve(&free));
+        let inodes = (unpacked / BYTES_A_FILE).saturating_add(SPARE_INODES);
         if free.bytes < bytes || free.inodes < inodes {
             self.collect_blocking(Goal::Free { bytes, inodes })?;
             free = self.free()?;
@@ -117,6 +144,16 @@ impl Store {
         Ok(())
     }
 
+    /// Tells how many bytes may be written before the reserve begins.
+    pub(super) fn room(&self) -> Result<u64, StoreError> {
+        let free = self.free()?;
+        Ok(free.bytes.saturating_sub(self.reserve(&free)))
+    }
+
+    fn reserve(&self, free: &Free) -> u64 {
+        self.0.limits.reserve.unwrap_or_else(|| RESERVE.min(free.total / RESERVE_PART))
+    }
+
     pub(super) fn free(&self) -> Result<Free, StoreError> {
         let root = &self.0.root;
         let stat =
@@ -127,6 +164,7 @@ impl Store {
             inodes: if stat.f_files == 0 { u64::MAX } else { stat.f_favail },
             // As df counts it: of what is not root's alone.
             used_percent: (used * 100).div_ceil((used + stat.f_bavail).max(1)),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
         })
     }
 
@@ -147,7 +185,7 @@ impl Store {
                 }
                 Goal::Limits => {
                     tight = tight && self.free()?.used_percent > u64::from(limits.low_percent);
-                    tight || now.duration_since(last_used).is_ok_and(|age| age > limits.unused)
+                    tight || is_older(last_used, now, limits.unused)
                 }
             };
             let had = if due { self.parts_of(&digest)? } else { continue };
@@ -244,8 +282,31 @@ impl super::Held {
     }
 }
 
-/// Whether nobody has touched something for a day; of unknown age, such as from the future, counts as young.
+/// Whether nobody has touched something for a day.
 fn is_old(path: &std::path::Path) -> bool {
     let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > LEFTOVERS))
+    modified.is_ok_and(|modified| is_older(modified, SystemTime::now(), LEFTOVERS))
+}
+
+/// Whether more than `age` lies between two times. What is of unknown age, from the future or from before the clock was
+/// set, counts as young.
+fn is_older(then: SystemTime, now: SystemTime, age: Duration) -> bool {
+    then >= SystemTime::UNIX_EPOCH + FIRST_TIME && now.duration_since(then).is_ok_and(|since| since > age)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A board without a battery for its clock once forgot its downloads when it learnt the time.
+    #[test]
+    fn what_was_used_while_the_clock_was_not_set_is_young() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let (now, day) = (at(1_800_000_000), Duration::from_secs(86_400));
+        assert!(is_older(at(1_799_000_000), now, day));
+        for then in [1_799_999_000, 1_900_000_000, 60] {
+            assert!(!is_older(at(then), now, day), "{then}");
+        }
+        assert!(!is_older(at(10), at(1_000_000), day));
+    }
 }

@@ -96,7 +96,7 @@ async fn the_deep_check_finds_every_kind_of_damage_and_the_next_pull_mends_it() 
         }),
         ("a file less", |tree| fs::remove_file(tree.join("queue")).unwrap()),
         ("a file more", |tree| fs::write(tree.join("more"), "").unwrap()),
-        ("a broken record", |tree| fs::write(tree.parent().unwrap().join("archive.zst"), "no zstd").unwrap()),
+        ("a broken record", |tree| fs::write(tree.parent().unwrap().join("archive.gz"), "no gzip").unwrap()),
     ];
     for (what, damage) in damages {
         let image = pull(&store, &registry, &digest).await.unwrap();
@@ -229,7 +229,7 @@ fn image_of(registry: &Registry, tag: &str, bytes: u32) -> Digest {
 async fn a_pull_makes_room_by_removing_the_longest_unused() {
     let Some(disk) = SmallDisk::new("size=8m") else { return };
     let registry = Registry::start().await;
-    let limits = Limits { reserve: 5_000_000, ..Limits::default() };
+    let limits = Limits { reserve: Some(5_000_000), ..Limits::default() };
     let store = Store::open(disk.0.path(), limits).unwrap();
     let images = ["a", "b", "c"].map(|tag| image_of(&registry, tag, 1_500_000));
     for (age, digest) in [(2, images[0]), (1, images[1])] {
@@ -251,7 +251,7 @@ async fn a_pull_makes_room_by_removing_the_longest_unused() {
 async fn inodes_are_counted_too() {
     let Some(disk) = SmallDisk::new("size=64m,nr_inodes=500") else { return };
     let registry = Registry::start().await;
-    let store = Store::open(disk.0.path(), Limits { reserve: 0, ..Limits::default() }).unwrap();
+    let store = Store::open(disk.0.path(), Limits { reserve: Some(0), ..Limits::default() }).unwrap();
     let digest = image_of(&registry, "a", 1000);
     let error = pull(&store, &registry, &digest).await.unwrap_err().to_string();
     assert!(error.contains("inodes are needed"), "{error}");
@@ -261,7 +261,7 @@ async fn inodes_are_counted_too() {
 async fn a_full_disk_gives_up_images_down_to_the_low_mark() {
     let Some(disk) = SmallDisk::new("size=8m") else { return };
     let registry = Registry::start().await;
-    let limits = Limits { reserve: 0, high_percent: 60, low_percent: 30, ..Limits::default() };
+    let limits = Limits { reserve: Some(0), high_percent: 60, low_percent: 30, ..Limits::default() };
     let store = Store::open(disk.0.path(), limits).unwrap();
     let images = ["a", "b", "c"].map(|tag| image_of(&registry, tag, 1_300_000));
     for (age, digest) in [(3, images[0]), (2, images[1]), (1, images[2])] {

@@ -15,9 +15,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use super::layer::{LayerError, Piece, QUEUE, Source, receive};
-use super::pull::{Pins, Temporary, check_platform, put_in_place, select};
+use super::pull::{Pins, Placing, Temporary, check_platform, put_in_place, select};
 use super::{LayerPart, MAX_CONFIG, ManifestError, NameError, Parts, PullError, Store, StoreError, parse_manifest};
-use crate::blobs::BlobError;
+use crate::blobs::{BlobError, blob_io};
 use crate::bundle::{Bundle, BundleError};
 use crate::client::{MAX_MANIFEST, RawManifest};
 use crate::digest::{Digest, Hasher};
@@ -135,7 +135,7 @@ impl Store {
         platform: &Platform,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Vec<(Digest, Vec<String>)>, ImportError> {
-        let bundle = Bundle::open(path, &self.0.root.join("tmp"))?;
+        let bundle = Bundle::open(path, &self.0.root.join("tmp"), self.room()?)?;
         let found = if let Some(index) = bundle.read("index.json", MAX_MANIFEST)? {
             oci_images(&bundle, &index, platform)?
         } else if let Some(list) = bundle.read("manifest.json", MAX_MANIFEST)? {
@@ -206,7 +206,7 @@ impl Store {
             let feeding = scope.spawn(move || feed(&mut reader, &sender));
             // Nobody waits to hear where to begin: a member is read from its start.
             let (begin, _) = oneshot::channel();
-            let received = receive(Source { partial: None, begin, queue }, layer, &temporary.folder);
+            let received = receive(Source { partial: None, begin, queue }, layer, &temporary.folder, &self.0.limits);
             match feeding.join() {
                 Ok(Ok(())) => received,
                 Ok(Err(source)) => Err(step("read it")(source)),
@@ -214,8 +214,9 @@ impl Store {
             }
         });
         temporary.received = Some(received.map_err(wrong)?);
-        let lower: Vec<_> = below.iter().rev().map(|layer| self.tree(&layer.chain_id)).collect();
-        put_in_place(&temporary, &layer.diff_id, &self.layer_path(&layer.chain_id), &lower).map_err(wrong)?;
+        let lower = below.iter().rev().map(|layer| self.tree(&layer.chain_id)).collect();
+        let place = self.layer_path(&layer.chain_id);
+        put_in_place(&[Placing { layer: layer.clone(), temporary: Some(temporary), place }], lower)?;
         Ok(())
     }
 }
@@ -346,11 +347,7 @@ fn docker_image(bundle: &Bundle, saved: Saved) -> Result<Found, ImportError> {
     for name in saved.layers.iter().take(super::MAX_LAYERS + 1) {
         let mut reader = open(bundle, name)?;
         let size = reader.size();
-        let digest = digest_of(&mut reader).map_err(|source| BundleError::Io {
-            operation: "read",
-            path: bundle.path().join(name),
-            source,
-        })?;
+        let digest = digest_of(&mut reader).map_err(blob_io("read", &bundle.path().join(name)))?;
         layers.push((digest, size));
     }
     let manifest = super::export::plain_manifest(&Digest::of(&config), config.len() as u64, &layers);

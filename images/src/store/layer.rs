@@ -13,24 +13,18 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::digest::{Digest, Hasher};
-use crate::split::Recorder;
+use crate::split::{Recorder, ZSTD_WINDOW_LOG};
 use crate::tar::Archive;
-use crate::unpack::{UnpackError, Unpacked, unpack};
+use crate::unpack::{Bounds, UnpackError, Unpacked, unpack};
 
-use super::LayerPart;
 use super::partial::Partial;
 use super::seal::{ARCHIVE, TREE};
+use super::{LayerPart, Limits};
 
 /// Chunks that may wait between network and disk.
 pub(super) const QUEUE: usize = 8;
-/// zstd windows above 8 MiB are refused: RFC 8878 asks decoders for no more.
-const ZSTD_WINDOW_LOG: u32 = 23;
-/// A layer may unpack to this many times its compressed size …
-const MAX_RATIO: u64 = 200;
-/// … or to this many bytes, whatever is more …
+/// A small layer may unpack to so many bytes, whatever its compressed size is.
 const MIN_UNPACKED: u64 = 1 << 30;
-/// … but never to more than this.
-const MAX_UNPACKED: u64 = 64 << 30;
 /// How much of a refused layer is still read to find out whether it is the right one at all.
 const MAX_POST_MORTEM: u64 = 1 << 20;
 
@@ -66,7 +60,7 @@ pub enum LayerError {
     #[error("cannot decompress it")]
     Decompress(#[source] io::Error),
     /// Decompressed it is far larger than any honest layer.
-    #[error("it decompresses to more than {0} bytes")]
+    #[error("it decompresses to more than {0} bytes (the limits layer_ratio and layer_gib)")]
     Bomb(u64),
     /// The pull was given up.
     #[error("the transfer was given up")]
@@ -87,6 +81,8 @@ pub(super) struct Received {
     pub(super) unpacked: Unpacked,
     /// Bytes of the plain archive, where it can be made again from the files and its record.
     pub(super) archive_size: Option<u64>,
+    /// Some of its compressed bytes are on the disk.
+    pub(super) durable: bool,
 }
 
 /// What goes through the queue.
@@ -280,11 +276,16 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// Unpacks a layer into `fs` of an existing empty folder, with its `archive.zst` beside, and verifies both of its
+/// Unpacks a layer into `fs` of an existing empty folder, with its `archive.gz` beside, and verifies both of its
 /// digests. Blocks.
 ///
 /// The partial file stays when all is well, for the layer is not in its place yet, and when the transfer was given up.
-pub(super) fn receive(source: Source, layer: &LayerPart, folder: &Path) -> Result<Received, LayerError> {
+pub(super) fn receive(
+    source: Source,
+    layer: &LayerPart,
+    folder: &Path,
+    limits: &Limits,
+) -> Result<Received, LayerError> {
     let mut compressed = Compressed {
         partial: source.partial,
         begin: Some(source.begin),
@@ -295,15 +296,30 @@ pub(super) fn receive(source: Source, layer: &LayerPart, folder: &Path) -> Resul
         wanted: layer.size,
         state: State::Open,
     };
-    let result = verified(&mut compressed, layer, folder);
+    let mut result = verified(&mut compressed, layer, folder, bounds(layer, limits));
+    if let Ok(received) = &mut result {
+        received.durable = compressed.partial.as_ref().is_some_and(Partial::is_durable);
+    }
     if !matches!(result, Ok(_) | Err(LayerError::Interrupted)) {
         compressed.forget();
     }
     result
 }
 
-fn verified(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<Received, LayerError> {
-    let unpacked = decode(compressed, layer, folder);
+/// How much a layer of this compressed size may be.
+fn bounds(layer: &LayerPart, limits: &Limits) -> Bounds {
+    let most = limits.layer_gib.saturating_mul(1 << 30);
+    let bytes = layer.size.saturating_mul(limits.layer_ratio).max(MIN_UNPACKED).min(most);
+    Bounds { entries: limits.layer_entries, folders: limits.layer_folders, bytes }
+}
+
+fn verified(
+    compressed: &mut Compressed,
+    layer: &LayerPart,
+    folder: &Path,
+    bounds: Bounds,
+) -> Result<Received, LayerError> {
+    let unpacked = decode(compressed, folder, bounds);
     if compressed.state == State::GivenUp {
         return Err(LayerError::Interrupted);
     }
@@ -333,16 +349,15 @@ fn verified(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Re
     Ok(unpacked)
 }
 
-fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Result<(Received, Digest), LayerError> {
-    let limit = layer.size.saturating_mul(MAX_RATIO).clamp(MIN_UNPACKED, MAX_UNPACKED);
+fn decode(compressed: &mut Compressed, folder: &Path, bounds: Bounds) -> Result<(Received, Digest), LayerError> {
     let step = |operation| move |source| LayerError::Folder { operation, source };
     let (tree, record) = (folder.join(TREE), folder.join(ARCHIVE));
     fs::DirBuilder::new().mode(0o755).create(&tree).map_err(step("make the folder of its files"))?;
-    let recorder = File::create_new(&record).and_then(Recorder::new).map_err(step("begin its archive's record"))?;
+    let recorder = File::create_new(&record).map(Recorder::new).map_err(step("begin its archive's record"))?;
     let decoder = Decoder::new(compressed).map_err(LayerError::Decompress)?;
-    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), size: 0, left: limit, trouble: Trouble::None };
+    let hashed = Hashed { inner: decoder, hasher: Hasher::new(), size: 0, left: bounds.bytes, trouble: Trouble::None };
     let mut archive = Archive::recorded(BufReader::with_capacity(64 << 10, hashed), recorder);
-    let unpacked = unpack(&mut archive, &tree, limit);
+    let unpacked = unpack(&mut archive, &tree, bounds);
     // The diff id is over the whole stream, also over what follows the archive's end mark.
     let drained = unpacked.as_ref().ok().map(|_| archive.drain());
     let (rest, recorder) = archive.into_inner();
@@ -355,11 +370,11 @@ fn decode(compressed: &mut Compressed, layer: &LayerPart, folder: &Path) -> Resu
                 fs::remove_file(&record).map_err(step("remove its archive's record"))?;
             }
             let size = hashed.size;
-            Ok((Received { unpacked, archive_size: remade.then_some(size) }, hashed.hasher.finish()))
+            Ok((Received { unpacked, archive_size: remade.then_some(size), durable: false }, hashed.hasher.finish()))
         }
         (Err(UnpackError::Archive(_, Some(source))), _) | (Ok(_), Some(Err(source))) => match hashed.trouble {
             Trouble::Decoder => Err(LayerError::Decompress(source)),
-            Trouble::Bound => Err(LayerError::Bomb(limit)),
+            Trouble::Bound => Err(LayerError::Bomb(bounds.bytes)),
             Trouble::None => Err(UnpackError::Archive("it ends too early".to_owned(), Some(source)).into()),
         },
         (Err(error), _) => Err(error.into()),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blobs/sha256/<hex>   manifests and configurations, verified whenever they are read
-//! layers/<chain id>/   fs: one layer, unpacked, to be an overlay's lower directory; archive.zst; seal
+//! layers/<chain id>/   fs: one layer, unpacked, to be an overlay's lower directory; archive.gz; seal
 //! images/<hex>         which manifest an image's digest means here, and its names: written when all of it is there
 //! partial/<chain id>   the compressed bytes of a layer that is on its way; a later pull goes on from them
 //! tmp/ uploads/        what is not whole; emptied when the store is opened
@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use oci_spec::image::{ImageConfiguration, ImageManifest};
+use serde::Deserialize;
 use thiserror::Error;
 
 use crate::blobs::{BlobError, Blobs, blob_io, make_folder, sync_folder};
@@ -407,8 +408,9 @@ fn sha256(descriptor: &oci_spec::image::Descriptor) -> Result<Digest, ManifestEr
 impl Parts {
     fn new(manifest: &ImageManifest, config: &[u8]) -> Result<Parts, ManifestError> {
         let no_json = |source| ManifestError::Json { what: "image configuration", source };
-        let healthcheck = healthcheck::of(config).map_err(no_json)?;
-        let config: ImageConfiguration = serde_json::from_slice(config).map_err(no_json)?;
+        let document: serde_json::Value = serde_json::from_slice(config).map_err(no_json)?;
+        let healthcheck = healthcheck::of(&document).map_err(no_json)?;
+        let config = ImageConfiguration::deserialize(document).map_err(no_json)?;
         let diff_ids = config.rootfs().diff_ids();
         let count = manifest.layers().len();
         if count > MAX_LAYERS {

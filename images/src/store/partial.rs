@@ -17,7 +17,7 @@ const MAX_FRAME: usize = 64 << 10;
 /// Length and checksum, 32 bits each, little-endian.
 const HEADER: usize = 8;
 /// A power cut loses at most so much of a download; a layer that comes faster is never synced as a partial one.
-const SYNC_EVERY: Duration = Duration::from_secs(5);
+pub(super) const SYNC_EVERY: Duration = Duration::from_secs(5);
 
 /// A download that may go on later. First [`Partial::replay`] until it has ended, then [`Partial::append`].
 pub(super) struct Partial {
@@ -27,6 +27,7 @@ pub(super) struct Partial {
     /// Bytes of the file that are sound and read.
     sound: u64,
     synced: Instant,
+    durable: bool,
 }
 
 impl Partial {
@@ -34,7 +35,8 @@ impl Partial {
     pub(super) fn open(path: &Path) -> io::Result<Partial> {
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        Ok(Partial { file, path: path.to_owned(), frame: Vec::new(), sound: 0, synced: Instant::now() })
+        let durable = file.metadata()?.len() > 0;
+        Ok(Partial { file, path: path.to_owned(), frame: Vec::new(), sound: 0, synced: Instant::now(), durable })
     }
 
     /// Returns the next bytes that are there; `None` at the end, what is not sound having been cut off.
@@ -69,9 +71,14 @@ impl Partial {
         }
         if self.synced.elapsed() > SYNC_EVERY {
             self.file.sync_data()?;
-            self.synced = Instant::now();
+            (self.synced, self.durable) = (Instant::now(), true);
         }
         Ok(())
+    }
+
+    /// Tells whether some of it is on the disk for later, and not only in memory.
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable
     }
 
     /// Forgets the download: its layer is in place, or its bytes are of no use.

@@ -6,23 +6,24 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use oci_spec::image::ImageIndex;
 use thiserror::Error;
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::blobs::{BlobError, sync_folder};
+use crate::blobs::{BlobError, blob_io, sync_folder};
 use crate::client::{Attempt, ClientError, RawManifest, Sources};
 use crate::digest::Digest;
 use crate::platform::{NoPlatform, Platform};
 use crate::unpack::imitate;
 
 use super::layer::{LayerError, Piece, QUEUE, Received, Source, receive};
-use super::partial::Partial;
+use super::partial::{Partial, SYNC_EVERY};
 use super::seal::{Seal, TREE};
 use super::{Image, LayerPart, MAX_CONFIG, ManifestError, Parts, Store, StoreError, parse_manifest};
 
@@ -143,9 +144,16 @@ impl Drop for Pins {
 /// A layer in its temporary folder, which goes when this is dropped.
 pub(super) struct Temporary {
     pub(super) folder: PathBuf,
-    /// Its compressed bytes, which are needed until it is in its place.
+    /// Where its compressed bytes are kept until it is in its place.
     pub(super) partial: Option<PathBuf>,
     pub(super) received: Option<Received>,
+}
+
+/// A layer that is ready to be put into its place, or has it already.
+pub(super) struct Placing {
+    pub(super) layer: LayerPart,
+    pub(super) temporary: Option<Temporary>,
+    pub(super) place: PathBuf,
 }
 
 impl Drop for Temporary {
@@ -159,7 +167,7 @@ impl Drop for Temporary {
 struct Ready {
     index: usize,
     temporary: Option<Temporary>,
-    _turn: OwnedMutexGuard<()>,
+    turn: OwnedMutexGuard<()>,
 }
 
 /// What the tasks of one pull share.
@@ -239,7 +247,7 @@ impl Store {
             tasks.spawn(prepare(Arc::clone(&shared), index, layer.clone()));
         }
         let mut ready: Vec<Option<Ready>> = layers.iter().map(|_| None).collect();
-        let mut done = 0;
+        let (mut done, mut waiting, mut placed) = (0, 0, Instant::now());
         let report = |done| {
             let bytes_done = shared.bytes_done.load(Ordering::Relaxed);
             progress(Progress { layers: layers.len(), layers_done: done, bytes, bytes_done });
@@ -254,26 +262,36 @@ impl Store {
                     ready[index] = Some(layer);
                 }
                 () = shared.moved.notified() => {}
+                () = tokio::time::sleep(SYNC_EVERY.saturating_sub(placed.elapsed())), if waiting > 0 => {}
             }
-            while let Some(next) = ready.get_mut(done).and_then(Option::take) {
-                self.place(layers, next).await?;
-                done += 1;
+            waiting = ready[done..].iter().take_while(|layer| layer.is_some()).count();
+            // A sync writes out what other layers have got so far as well: it is spared while little can be lost.
+            if done + waiting == layers.len() || (waiting > 0 && placed.elapsed() >= SYNC_EVERY) {
+                let batch = ready[done..done + waiting].iter_mut().filter_map(Option::take).collect();
+                self.place(layers, batch).await?;
+                (done, waiting, placed) = (done + waiting, 0, Instant::now());
             }
             report(done);
         }
         Ok(())
     }
 
-    /// Puts an unpacked layer into its place: imitates, syncs, renames, syncs the folder.
-    async fn place(&self, layers: &[LayerPart], ready: Ready) -> Result<(), PullError> {
-        let (below, layer) = (&layers[..ready.index], &layers[ready.index]);
-        let Some(temporary) = ready.temporary else { return Ok(()) };
-        let target = self.layer_path(&layer.chain_id);
-        let lower: Vec<_> = below.iter().rev().map(|layer| self.tree(&layer.chain_id)).collect();
-        let diff_id = layer.diff_id;
-        let work = tokio::task::spawn_blocking(move || put_in_place(&temporary, &diff_id, &target, &lower));
-        let placed = work.await.map_err(PullError::Task)?;
-        placed.map_err(|source| PullError::Layer { layer: layer.blob, source })
+    /// Puts the next layers into their places.
+    async fn place(&self, layers: &[LayerPart], batch: Vec<Ready>) -> Result<(), PullError> {
+        let first = batch.first().map_or(0, |ready| ready.index);
+        let lower = layers[..first].iter().rev().map(|layer| self.tree(&layer.chain_id)).collect();
+        let (placing, turns): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|Ready { index, temporary, turn }| {
+                let layer = layers[index].clone();
+                (Placing { place: self.layer_path(&layer.chain_id), layer, temporary }, turn)
+            })
+            .unzip();
+        let work = tokio::task::spawn_blocking(move || {
+            let _until_the_end = turns;
+            put_in_place(&placing, lower)
+        });
+        work.await.map_err(PullError::Task)?
     }
 
     /// Waits for the turn to fetch a layer: at most one task of this process does.
@@ -289,28 +307,51 @@ impl Store {
     }
 }
 
-pub(super) fn put_in_place(
-    temporary: &Temporary,
-    diff_id: &Digest,
-    target: &Path,
-    lower: &[PathBuf],
-) -> Result<(), LayerError> {
+/// Puts layers into their places, the lowest first: imitates and seals, syncs, renames, syncs the folder.
+///
+/// One sync for all of them, and one call for their ten thousand files: fsync of each would take minutes on a card.
+/// `lower` has the trees of the layers below, top first.
+pub(super) fn put_in_place(batch: &[Placing], mut lower: Vec<PathBuf>) -> Result<(), PullError> {
+    let mut moving = Vec::new();
+    for Placing { layer, temporary, place } in batch {
+        let Some(temporary) = temporary else {
+            lower.insert(0, place.join(TREE));
+            continue;
+        };
+        seal(temporary, layer, &lower).map_err(|source| PullError::Layer { layer: layer.blob, source })?;
+        lower.insert(0, temporary.folder.join(TREE));
+        moving.push((temporary, place));
+    }
+    let Some((_, place)) = moving.first() else { return Ok(()) };
+    let folder = place.parent().unwrap_or(place);
+    let synced = fs::File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
+    synced.map_err(blob_io("sync", folder))?;
+    for (temporary, place) in &moving {
+        match fs::rename(&temporary.folder, place) {
+            // A pull that was dropped at this very step has put the same layer there in the meantime.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            result => result.map_err(blob_io("put a layer in its place,", place))?,
+        }
+    }
+    sync_folder(folder)?;
+    for path in moving.iter().filter_map(|(temporary, _)| temporary.partial.as_deref()) {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(blob_io("remove", path)(error).into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Makes a layer whole: what its archive did not say of its folders comes from below, and the seal says what it must be.
+fn seal(temporary: &Temporary, layer: &LayerPart, lower: &[PathBuf]) -> Result<(), LayerError> {
     let step = |operation| move |source| LayerError::Folder { operation, source };
     let Some(received) = &temporary.received else { return Err(LayerError::Interrupted) };
     imitate(&temporary.folder.join(TREE), &received.unpacked.implied, lower)
         .map_err(step("give its folders their owners"))?;
-    Seal::write(&temporary.folder, diff_id, received.archive_size).map_err(step("seal it"))?;
-    let folder = fs::File::open(&temporary.folder).map_err(step("open its folder"))?;
-    // One call for a layer's ten thousand files; fsync of each of them would take minutes on a card.
-    rustix::fs::syncfs(&folder).map_err(|errno| step("sync it")(errno.into()))?;
-    match fs::rename(&temporary.folder, target) {
-        // A pull that was dropped at this very step has put the same layer there in the meantime.
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-        result => result.map_err(step("put it in its place"))?,
-    }
-    let layers = target.parent().map_or(Ok(()), sync_folder);
-    layers.map_err(|error| step("sync the folder of layers")(io::Error::other(error)))?;
-    match temporary.partial.as_deref().map_or(Ok(()), fs::remove_file) {
+    Seal::write(&temporary.folder, &layer.diff_id, received.archive_size).map_err(step("seal it"))?;
+    // What was never synced as a download would be written only to be removed.
+    match temporary.partial.as_deref().filter(|_| !received.durable).map_or(Ok(()), fs::remove_file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(step("remove its partial download")(error)),
         _ => Ok(()),
     }
@@ -369,7 +410,7 @@ async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<
     let store = &shared.store;
     let turn = store.turn(&layer.chain_id).await;
     if store.has_layer(&layer.chain_id)? {
-        return Ok(Ready { index, temporary: None, _turn: turn });
+        return Ok(Ready { index, temporary: None, turn });
     }
     // The semaphore is never closed; without a permit the layer would merely be fetched at once.
     let _permit = Arc::clone(&store.0.side_by_side).acquire_owned().await.ok();
@@ -379,7 +420,7 @@ async fn prepare(shared: Arc<Shared>, index: usize, layer: LayerPart) -> Result<
             Err(PullError::Layer { source, .. }) if source.is_of_the_content() && attempt.lied() => {
                 log::warn!("layer {}: {source}; another source is asked", layer.blob);
             }
-            result => return Ok(Ready { index, temporary: Some(result?), _turn: turn }),
+            result => return Ok(Ready { index, temporary: Some(result?), turn }),
         }
     }
 }
@@ -389,7 +430,7 @@ async fn fetch(shared: &Shared, layer: &LayerPart, attempt: &mut Attempt<'_>) ->
     let store = &shared.store;
     let (sender, queue) = mpsc::channel(QUEUE);
     let (begin, offset) = oneshot::channel();
-    let (part, folder) = (layer.clone(), store.temp_path("layer"));
+    let (part, folder, limits) = (layer.clone(), store.temp_path("layer"), store.0.limits);
     let partial = (layer.size >= MIN_PARTIAL).then(|| store.partial_path(&layer.chain_id));
     // The folder belongs to this closure until it is whole: whatever happens, it is removed off the event loop.
     let unpacking = tokio::task::spawn_blocking(move || {
@@ -399,7 +440,7 @@ async fn fetch(shared: &Shared, layer: &LayerPart, attempt: &mut Attempt<'_>) ->
         let partial = temporary.partial.as_deref().map(Partial::open).transpose();
         let partial =
             partial.map_err(|source| LayerError::Folder { operation: "open its partial download", source })?;
-        temporary.received = Some(receive(Source { partial, begin, queue }, &part, &temporary.folder)?);
+        temporary.received = Some(receive(Source { partial, begin, queue }, &part, &temporary.folder, &limits)?);
         Ok(temporary)
     });
     let sent = send(shared, layer, attempt, offset, sender).await;

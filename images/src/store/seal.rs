@@ -1,4 +1,4 @@
-//! A layer's folder: `fs` with its files, `archive.zst` with what its archive has beside them, and `seal`, which says
+//! A layer's folder: `fs` with its files, `archive.gz` with what its archive has beside them, and `seal`, which says
 //! what both must be. The folder has its name only when all three are whole.
 //!
 //! Owns the seal and the quick check by it: as many names and as many bytes as when the layer was unpacked. That
@@ -19,7 +19,7 @@ use crate::digest::Digest;
 /// The layer's files: an overlay's lower folder.
 pub(super) const TREE: &str = "fs";
 /// The record from which the archive can be made again.
-pub(super) const ARCHIVE: &str = "archive.zst";
+pub(super) const ARCHIVE: &str = "archive.gz";
 const SEAL: &str = "seal";
 const MAX_SEAL: u64 = 4096;
 

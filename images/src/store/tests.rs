@@ -425,9 +425,28 @@ async fn space_is_checked_before_anything_is_fetched() {
         "layers": [{"mediaType": LAYER, "digest": Digest::of(&tar).to_string(), "size": 1u64 << 60}]})
     .to_string();
     let digest = registry.add_manifest("demo/web", "1", MANIFEST, manifest.as_bytes());
-    let (_folder, store) = store();
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), Limits { reserve: Some(5 << 20), ..Limits::default() }).unwrap();
     let error = pull(&store, &registry, &digest).await.unwrap_err().to_string();
-    let needed = (1u64 << 60) + Limits::default().reserve;
+    let needed = (1u64 << 60) + (5 << 20);
+    assert!(error.contains(&format!("{needed} bytes are needed")), "{error}");
+}
+
+/// A small disk once refused every pull, because 64 MiB were to stay free on any.
+#[tokio::test]
+async fn a_small_disk_keeps_a_small_reserve() {
+    let Some(disk) = SmallDisk::new("size=18944k") else { return };
+    let registry = Registry::start().await;
+    let images = [1, 2].map(|number| {
+        let tar = TarFile::new().file("data", &vec![number; 9_300_000]).bytes();
+        registry.add_image("demo/web", &number.to_string(), &[(tar.clone(), tar)])
+    });
+    let store = Store::open(disk.0.path(), Limits::default()).unwrap();
+    pull(&store, &registry, &images[0]).await.unwrap();
+    store.want(images);
+    // There is room for the second, but not for a twentieth of the disk beside it.
+    let error = pull(&store, &registry, &images[1]).await.unwrap_err().to_string();
+    let needed = 9_300_000u64.next_multiple_of(512) + 1536 + 18944 * 1024 / 20;
     assert!(error.contains(&format!("{needed} bytes are needed")), "{error}");
 }
 
@@ -437,7 +456,7 @@ async fn a_disk_that_fills_up_is_an_error_with_a_name() {
     let registry = Registry::start().await;
     let tar = TarFile::new().file("large", &vec![1; 4 << 20]).bytes();
     let digest = registry.add_image("demo/web", "1", &[(gzip(&tar), tar)]);
-    let store = Store::open(disk.0.path(), Limits { reserve: 0, ..Limits::default() }).unwrap();
+    let store = Store::open(disk.0.path(), Limits { reserve: Some(0), ..Limits::default() }).unwrap();
     let error = pull(&store, &registry, &digest).await.unwrap_err();
     let full =
         matches!(&error, PullError::Layer { source: LayerError::Unpack(crate::unpack::UnpackError::Full { .. }), .. });

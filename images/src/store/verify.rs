@@ -134,7 +134,7 @@ pub(super) fn remake(layer: &Path, out: impl Write) -> Result<(Digest, u64), Rem
         move |error: io::Error| RemakeError::Broken(format!("{what}: {error}"))
     };
     let record = File::open(layer.join(ARCHIVE)).map_err(broken("the record of its archive"))?;
-    let remade = Remade::new(record, out).map_err(broken("the record of its archive"))?;
+    let remade = Remade::new(record, out);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let tree = rustix::fs::open(layer.join(TREE), flags, Mode::empty())
         .map_err(|errno| RemakeError::Broken(format!("its files: {errno}")))?;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::TarFile;
 
-const LIMIT: u64 = 64 << 20;
+const BOUNDS: Bounds = Bounds { entries: 1000, folders: 1000, bytes: 64 << 20 };
 
 struct Layer {
     _folder: tempfile::TempDir,
@@ -28,7 +28,7 @@ fn layer() -> Layer {
 
 impl Layer {
     fn unpack(&self, tar: TarFile) -> Result<Unpacked> {
-        unpack(&mut Archive::new(&tar.bytes()[..]), &self.path, LIMIT)
+        unpack(&mut Archive::new(&tar.bytes()[..]), &self.path, BOUNDS)
     }
 
     fn refuses(&self, tar: TarFile) -> Problem {
@@ -187,9 +187,9 @@ fn an_archive_that_ends_with_its_last_files_data_is_whole() {
     // As umoci's `insert` writes it: no padding to a block, no end mark.
     let layer = layer();
     let bytes = TarFile::new().file("etc/name", b"x\n").bytes();
-    unpack(&mut Archive::new(&bytes[..512 + 2]), &layer.path, LIMIT).unwrap();
+    unpack(&mut Archive::new(&bytes[..512 + 2]), &layer.path, BOUNDS).unwrap();
     assert_eq!(fs::read(layer.path.join("etc/name")).unwrap(), b"x\n");
-    let cut = unpack(&mut Archive::new(&bytes[..512 + 1]), &layer.path, LIMIT);
+    let cut = unpack(&mut Archive::new(&bytes[..512 + 1]), &layer.path, BOUNDS);
     assert!(matches!(cut, Err(UnpackError::Archive(..))), "{cut:?}");
 }
 
@@ -201,7 +201,7 @@ fn an_empty_number_is_zero() {
     header.set_size(0);
     header.set_cksum();
     let bytes = [header.as_bytes().as_slice(), &[0; 1024]].concat();
-    unpack(&mut Archive::new(&bytes[..]), &layer.path, LIMIT).unwrap();
+    unpack(&mut Archive::new(&bytes[..]), &layer.path, BOUNDS).unwrap();
     assert_eq!((layer.stat("plain").uid(), layer.stat("plain").mtime()), (0, 0));
 }
 
@@ -306,9 +306,19 @@ fn names_through_files_are_refused() {
 fn a_layer_with_too_many_bytes_is_refused_before_they_are_written() {
     let layer = layer();
     let tar = TarFile::new().file("a", &[0; 600]).file("b", &[0; 600]).bytes();
-    let result = unpack(&mut Archive::new(&tar[..]), &layer.path, 1000);
+    let result = unpack(&mut Archive::new(&tar[..]), &layer.path, Bounds { bytes: 1000, ..BOUNDS });
     assert!(matches!(result, Err(UnpackError::TooLarge(1000))), "{result:?}");
     assert_eq!(layer.stat("b").len(), 0);
+}
+
+#[test]
+fn a_layer_with_too_many_entries_or_folders_names_the_limit() {
+    let tar = TarFile::new().file("a/b/c", b"").file("d", b"").bytes();
+    let refused = |bounds| unpack(&mut Archive::new(&tar[..]), &layer().path, bounds).unwrap_err().to_string();
+    assert_eq!(refused(Bounds { entries: 1, ..BOUNDS }), "more than 1 entries (the limit layer_entries)");
+    // The root is one.
+    assert_eq!(refused(Bounds { folders: 2, ..BOUNDS }), "more than 2 folders (the limit layer_folders)");
+    assert!(unpack(&mut Archive::new(&tar[..]), &layer().path, Bounds { entries: 2, folders: 3, ..BOUNDS }).is_ok());
 }
 
 #[test]
@@ -356,7 +366,7 @@ fn what_gnu_tar_packs_is_unpacked_the_same() {
             .output();
         let Ok(output) = run else { return println!("skipped: GNU tar is not there") };
         let layer = layer();
-        unpack(&mut Archive::new(&output.stdout[..]), &layer.path, LIMIT).unwrap();
+        unpack(&mut Archive::new(&output.stdout[..]), &layer.path, BOUNDS).unwrap();
         let same = std::process::Command::new("diff")
             .args(["-r", "--no-dereference"])
             .args([path.join("tree"), layer.path.join("tree")])
@@ -374,7 +384,7 @@ fn a_name_of_many_megabytes_is_refused_before_it_is_read() {
     header.set_size(1 << 40);
     header.set_cksum();
     let bytes = header.as_bytes().to_vec();
-    let result = unpack(&mut Archive::new(&bytes[..]), &layer().path, LIMIT);
+    let result = unpack(&mut Archive::new(&bytes[..]), &layer().path, BOUNDS);
     assert!(matches!(&result, Err(UnpackError::Archive(text, None)) if text.contains("1 MiB")), "{result:?}");
 }
 
@@ -424,14 +434,14 @@ proptest! {
                 }
             }
         }
-        let _ = unpack(&mut Archive::new(&bytes[..]), &layer.path, LIMIT);
+        let _ = unpack(&mut Archive::new(&bytes[..]), &layer.path, BOUNDS);
         prop_assert_eq!(fs::read(&layer.victim).unwrap(), b"untouched");
     }
 
     #[test]
     fn random_bytes_are_no_archive_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         let layer = layer();
-        let _ = unpack(&mut Archive::new(&bytes[..]), &layer.path, LIMIT);
+        let _ = unpack(&mut Archive::new(&bytes[..]), &layer.path, BOUNDS);
         prop_assert_eq!(fs::read(&layer.victim).unwrap(), b"untouched");
     }
 }

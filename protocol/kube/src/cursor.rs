@@ -82,9 +82,23 @@ impl<'a> Cursor<'a> {
         Invalid { field: self.path.clone(), problem: format!("{} {problem}", shorten(self.value)) }.into()
     }
 
+    /// Complains about what is here without showing it.
+    pub fn wrong(&self, problem: impl Into<String>) -> Fault {
+        Invalid { field: self.path.clone(), problem: problem.into() }.into()
+    }
+
+    /// What is here.
+    pub fn value(&self) -> &'a Value {
+        self.value
+    }
+
     /// Says that the value here is not supported yet.
     pub fn unsupported(&self) -> Fault {
         Fault::Unsupported { field: self.path.clone(), value: shorten(self.value) }
+    }
+
+    fn field(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
     fn object(&self) -> Result<&'a Map<String, Value>, Fault> {
@@ -98,7 +112,7 @@ impl<'a> Cursor<'a> {
             if fields.read.contains(&name) || fields.ignored.contains(&name) {
                 continue;
             }
-            let field = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
+            let field = self.field(name);
             let empty = match value {
                 Value::Null => true,
                 Value::Array(items) => items.is_empty(),
@@ -120,14 +134,12 @@ impl<'a> Cursor<'a> {
     /// A field, where it is there and not null.
     pub fn get(&self, name: &str) -> Result<Option<Cursor<'a>>, Fault> {
         let value = self.object()?.get(name).filter(|value| !value.is_null());
-        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
-        Ok(value.map(|value| Cursor { value, path }))
+        Ok(value.map(|value| Cursor { value, path: self.field(name) }))
     }
 
     /// A field that must be there.
     pub fn need(&self, name: &str) -> Result<Cursor<'a>, Fault> {
-        self.get(name)?
-            .ok_or_else(|| Invalid { field: format!("{}.{name}", self.path), problem: "is required".to_owned() }.into())
+        self.get(name)?.ok_or_else(|| Invalid { field: self.field(name), problem: "is required".to_owned() }.into())
     }
 
     /// The items of a list field; none where it is missing.
@@ -136,6 +148,11 @@ impl<'a> Cursor<'a> {
         let items = list.value.as_array().ok_or_else(|| list.invalid("must be a list"))?;
         let at = |index| format!("{}[{index}]", list.path);
         Ok(items.iter().enumerate().map(|(index, value)| Cursor { value, path: at(index) }).collect())
+    }
+
+    /// What becomes of each item of a list field; nothing where it is missing.
+    pub fn each<T>(&self, name: &str, read: impl FnMut(&Cursor<'a>) -> Result<T, Fault>) -> Result<Vec<T>, Fault> {
+        self.items(name)?.iter().map(read).collect()
     }
 
     /// The entries of an object field; none where it is missing.
@@ -165,6 +182,22 @@ impl<'a> Cursor<'a> {
     pub fn flag(&self, name: &str) -> Result<bool, Fault> {
         let Some(field) = self.get(name)? else { return Ok(false) };
         field.value.as_bool().ok_or_else(|| field.invalid("must be true or false"))
+    }
+
+    /// The number of a field, where it is there.
+    pub fn number<T: TryFrom<i64>>(&self, name: &str) -> Result<Option<T>, Fault> {
+        self.get(name)?.map(|field| field.integer()).transpose()
+    }
+
+    /// The text of a field; empty where it is missing.
+    pub fn word(&self, name: &str) -> Result<&'a str, Fault> {
+        Ok(self.get(name)?.map(|field| field.text()).transpose()?.unwrap_or_default())
+    }
+
+    /// The texts of an object field, by key.
+    pub fn text_map(&self, name: &str) -> Result<Vec<(String, String)>, Fault> {
+        let entries = self.entries(name)?;
+        entries.iter().map(|(key, value)| Ok(((*key).to_owned(), value.text()?.to_owned()))).collect()
     }
 
     /// Texts of a list field.

@@ -7,9 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod cursor;
+mod data;
 mod pod;
 pub mod quantity;
+mod service;
+mod signal;
 pub mod yaml;
 
 pub use cursor::{Cursor, Fault, Fields};
-pub use pod::{convert, image_references, pull_secret_names};
+pub use data::convert_data;
+pub use pod::{containers, convert, image_references, pull_secret_names};
+pub use service::convert_service;

@@ -35,7 +35,8 @@ pub use volume::{
     DownwardFile, DownwardValue, EmptyDir, HostPathKind, KeyPath, Projection, Volume, VolumeMount, VolumeSource,
 };
 
-use crate::id::Uid;
+use crate::id::{Digest, Uid};
+use crate::message::Epoch;
 
 /// The desired state of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,10 @@ pub struct Manifest {
     /// Seconds that its new pods have to become ready before the device goes back to the revision before; 0 is for
     /// ever.
     pub trial_seconds: u32,
+    /// Of the controller that made it; zeros where none did.
+    pub epoch: Epoch,
+    /// Of its body, as its controller computed it; zeros where none did.
+    pub digest: Digest,
 }
 
 impl Manifest {

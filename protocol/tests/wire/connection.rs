@@ -38,7 +38,7 @@ fn linked() -> (Connection, Connection) {
     let mut controller = Connection::controller(seconds(0));
     let (seen, _) = carry(&mut device, &mut controller, seconds(0)).unwrap();
     assert_eq!(seen, [samples::hello().into()]);
-    let welcome = Welcome { version: 1, heartbeat_seconds: HEARTBEAT, time: 0 };
+    let welcome = Welcome { version: 1, heartbeat_seconds: HEARTBEAT, time: 0, retry_seconds: 1 };
     controller.welcome(welcome.clone()).unwrap();
     let (seen, _) = carry(&mut controller, &mut device, seconds(0)).unwrap();
     assert_eq!(seen, [welcome.into()]);
@@ -62,7 +62,7 @@ fn a_rejected_device_learns_why() {
     let mut device = Connection::device(samples::hello(), seconds(0)).unwrap();
     let mut controller = Connection::controller(seconds(0));
     carry(&mut device, &mut controller, seconds(0)).unwrap();
-    let reject = Reject { code: RejectCode::Token, message: "used up: make another".to_owned() };
+    let reject = Reject { code: RejectCode::Token, message: "used up: make another".to_owned(), retry_seconds: 60 };
     controller.reject(reject.clone()).unwrap();
     let error = carry(&mut controller, &mut device, seconds(0)).unwrap_err();
     assert_eq!(error, LinkError::Rejected(reject));
@@ -72,7 +72,7 @@ fn a_rejected_device_learns_why() {
 #[test]
 fn a_version_that_nobody_speaks_ends_the_connection() {
     let mut device = Connection::device(samples::hello(), seconds(0)).unwrap();
-    let welcome = Welcome { version: 9, heartbeat_seconds: HEARTBEAT, time: 0 };
+    let welcome = Welcome { version: 9, heartbeat_seconds: HEARTBEAT, time: 0, retry_seconds: 1 };
     let mut frame = Vec::new();
     skeg_protocol::codec::encode(&welcome.into(), &mut frame).unwrap();
     device.receive(&frame, seconds(0));
@@ -83,7 +83,7 @@ fn a_version_that_nobody_speaks_ends_the_connection() {
 fn messages_have_their_place() {
     let mut controller = Connection::controller(seconds(0));
     let mut local = Connection::local(seconds(0));
-    local.send(Heartbeat).unwrap();
+    local.send(Heartbeat::default()).unwrap();
     assert_eq!(
         carry(&mut local, &mut controller, seconds(0)).unwrap_err(),
         LinkError::OutOfPlace { kind: 4, place: "before the handshake was done" }
@@ -94,39 +94,58 @@ fn messages_have_their_place() {
         carry(&mut device, &mut controller, seconds(1)).unwrap_err(),
         LinkError::OutOfPlace { kind: 1, place: "after the handshake was done" }
     );
-    let welcome = Welcome { version: 1, heartbeat_seconds: 1, time: 0 };
+    let welcome = Welcome { version: 1, heartbeat_seconds: 1, time: 0, retry_seconds: 1 };
     assert!(matches!(controller.welcome(welcome), Err(LinkError::OutOfPlace { kind: 2, .. })));
 }
 
 #[test]
-fn an_idle_link_costs_four_bytes_each_way_an_interval() {
+fn an_idle_link_costs_five_bytes_an_interval_and_an_answer_now_and_then() {
     let (mut device, mut controller) = linked();
-    let mut bytes = 0;
-    for beat in 1..=100 {
+    let (mut there, mut back) = (0, 0);
+    for beat in 1..=90 {
         let now = seconds(beat * u64::from(HEARTBEAT));
         assert_eq!(device.deadline(), Some(now));
         device.tick(now - seconds(1)).unwrap();
-        assert!(device.output(now - seconds(1)).is_empty(), "a heartbeat before its time");
+        assert!(!device.has_output(), "a heartbeat before its time");
         device.tick(now).unwrap();
         controller.tick(now).unwrap();
-        let (seen, there) = carry(&mut device, &mut controller, now).unwrap();
+        let (seen, bytes) = carry(&mut device, &mut controller, now).unwrap();
         assert!(seen.is_empty());
-        let (seen, back) = carry(&mut controller, &mut device, now).unwrap();
+        there += bytes;
+        let (seen, bytes) = carry(&mut controller, &mut device, now).unwrap();
         assert!(seen.is_empty());
-        bytes += there + back;
+        back += bytes;
     }
-    assert_eq!(bytes, 100 * 8);
+    assert_eq!((there, back), (90 * 5, 90 / 8 * 5));
 }
 
 #[test]
-fn three_silent_intervals_end_either_end() {
+fn behind_a_proxy_every_heartbeat_is_answered() {
+    let (mut device, mut controller) = linked();
+    device.always_ask();
+    for beat in 1..=9 {
+        let now = seconds(beat * u64::from(HEARTBEAT));
+        assert_eq!(device.deadline(), Some(now));
+        device.tick(now).unwrap();
+        assert_eq!(carry(&mut device, &mut controller, now).unwrap().1, 5);
+        assert_eq!(carry(&mut controller, &mut device, now).unwrap().1, 5);
+    }
+    let last = seconds(9 * u64::from(HEARTBEAT));
+    let limit = last + seconds(3 * u64::from(HEARTBEAT));
+    assert_eq!(device.tick(limit), Err(LinkError::Silent(limit - last)));
+}
+
+#[test]
+fn silence_ends_either_end() {
     let (mut device, mut controller) = linked();
     let limit = seconds(3 * u64::from(HEARTBEAT));
-    device.tick(limit - seconds(1)).unwrap();
-    assert_eq!(device.tick(limit), Err(LinkError::Silent(limit)));
     assert_eq!(controller.deadline(), Some(limit));
     controller.tick(limit - seconds(1)).unwrap();
     assert_eq!(controller.tick(limit), Err(LinkError::Silent(limit)));
+    // Eight intervals without need of an answer, then three in which it asks in vain.
+    let limit = seconds(11 * u64::from(HEARTBEAT));
+    device.tick(limit - seconds(1)).unwrap();
+    assert_eq!(device.tick(limit), Err(LinkError::Silent(limit)));
 }
 
 #[test]
@@ -157,7 +176,7 @@ fn a_heartbeat_that_was_not_written_yet_is_not_queued_again() {
     let now = seconds(HEARTBEAT.into());
     device.tick(now).unwrap();
     device.tick(now + seconds(1)).unwrap();
-    assert_eq!(device.backlog(), 4);
+    assert_eq!(device.backlog(), 5);
     assert_eq!(device.deadline(), Some(now + seconds(HEARTBEAT.into())));
 }
 
@@ -171,7 +190,10 @@ fn credit_bounds_what_is_under_way() {
     assert_eq!(device.send_stream(id, Channel::Stdout, &much), Ok(0));
     assert_eq!(device.stream_credit(id), Some(0));
 
-    let (seen, _) = carry(&mut device, &mut controller, seconds(1)).unwrap();
+    let mut seen = Vec::new();
+    while device.has_output() {
+        seen.extend(carry(&mut device, &mut controller, seconds(1)).unwrap().0);
+    }
     assert_eq!(seen.len(), STREAM_WINDOW as usize / MAX_STREAM_DATA);
     for message in seen {
         let Message::StreamData(data) = message else { panic!("{message:?}") };
@@ -239,4 +261,46 @@ fn data_of_a_closed_stream_is_dropped_without_a_word() {
     assert_eq!(seen.len(), 1, "one close: {seen:?}");
     assert!(device.send_stream(id, Channel::Stdout, b"later").is_err());
     assert_eq!(device.stream_credit(id), None);
+}
+
+/// Status, manifests and heartbeats must not wait behind the logs of a chatty container.
+#[test]
+fn what_is_urgent_goes_before_streams_and_streams_take_turns() {
+    let (mut device, mut controller) = linked();
+    let (one, two) = (controller.open_stream(logs()).unwrap(), controller.open_stream(logs()).unwrap());
+    carry(&mut controller, &mut device, seconds(1)).unwrap();
+    for id in [one, two] {
+        assert_eq!(device.send_stream(id, Channel::Stdout, &[7; 40_000]), Ok(40_000));
+    }
+    let (seen, _) = carry(&mut device, &mut controller, seconds(1)).unwrap();
+    assert!(matches!(seen[..], [Message::StreamData(_)]), "one turn: {}", seen.len());
+    let update = StatusUpdate { full: true, pods: Vec::new(), removed: Vec::new() };
+    device.send(update.clone()).unwrap();
+    device.close_stream(one, StreamEnd::Done).unwrap();
+    let mut seen = Vec::new();
+    while device.has_output() {
+        seen.extend(carry(&mut device, &mut controller, seconds(2)).unwrap().0);
+    }
+    assert_eq!(seen[0], update.into());
+    let ids = seen[1..].iter().map(|message| match message {
+        Message::StreamData(data) => (data.id, data.bytes.len()),
+        Message::StreamClose(close) => (close.id, 0),
+        other => panic!("{other:?}"),
+    });
+    let turns = [(two, 16384), (one, 16384), (two, 16384), (one, 7232), (two, 7232), (one, 0)];
+    assert_eq!(ids.collect::<Vec<_>>(), turns);
+}
+
+#[test]
+fn bytes_are_counted_by_purpose_alike_at_both_ends() {
+    use skeg_protocol::Purpose;
+    let (mut device, mut controller) = linked();
+    device.send(StatusUpdate { full: true, pods: Vec::new(), removed: Vec::new() }).unwrap();
+    device.tick(seconds(HEARTBEAT.into())).unwrap();
+    carry(&mut device, &mut controller, seconds(HEARTBEAT.into())).unwrap();
+    let (there, back) = (device.traffic(), controller.traffic());
+    assert_eq!((there.sent, there.received), (back.received, back.sent));
+    assert_eq!(there.sent[Purpose::Heartbeat as usize], 5);
+    assert_eq!(there.sent[Purpose::Status as usize], 4 + 3);
+    assert!(there.received[Purpose::Handshake as usize] > 4);
 }

@@ -7,3 +7,4 @@ mod connection;
 mod golden;
 mod round_trip;
 mod samples;
+mod sync;

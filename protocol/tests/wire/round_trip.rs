@@ -10,9 +10,10 @@ use skeg_protocol::manifest::{
     RestartPolicy, Security, Volume, VolumeMount, VolumeSource,
 };
 use skeg_protocol::message::{
-    Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
-    Message, NodeInfo, NodeStatus, PullSecret, PullSecrets, Reject, RejectCode, StatusUpdate, StreamClose,
-    StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest, StreamResize, Versions, Welcome,
+    Base, Channel, GetItems, GetStatus, Goodbye, Heartbeat, Held, Hello, ImageRequest, Items, LocalPod, ManifestBegin,
+    ManifestPiece, ManifestRefused, Message, NodeInfo, NodeStatus, Partial, PullSecret, PullSecrets, Reject,
+    RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest,
+    StreamResize, Versions, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
 
@@ -34,7 +35,7 @@ fn digest() -> impl Strategy<Value = Digest> {
 }
 
 fn held() -> impl Strategy<Value = Held> {
-    (any::<u64>(), digest()).prop_map(|(revision, digest)| Held { revision, digest })
+    (any::<u64>(), digest(), any::<[u8; 8]>()).prop_map(|(revision, digest, epoch)| Held { revision, digest, epoch })
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
@@ -215,7 +216,20 @@ fn stream_request() -> impl Strategy<Value = StreamRequest> {
             |(pod, container, command, tty, stdin)| { StreamRequest::Exec { pod, container, command, tty, stdin } }
         ),
         image_request().prop_map(StreamRequest::Image),
+        (uid(), any::<u16>()).prop_map(|(pod, port)| StreamRequest::PortForward { pod, port }),
     ]
+}
+
+fn base() -> impl Strategy<Value = Base> {
+    prop_oneof![Just(Base::Nothing), Just(Base::Held), vec(any::<u8>(), 0..9).prop_map(Base::Items)]
+}
+
+fn partial() -> impl Strategy<Value = Partial> {
+    (any::<u64>(), any::<[u8; 8]>(), any::<u32>()).prop_map(|(revision, check, received)| Partial {
+        revision,
+        check,
+        received,
+    })
 }
 
 fn handshake() -> impl Strategy<Value = Message> {
@@ -226,37 +240,37 @@ fn handshake() -> impl Strategy<Value = Message> {
         Just(RejectCode::NameTaken),
         Just(RejectCode::Revoked),
         Just(RejectCode::Invalid),
+        Just(RejectCode::Pending),
     ];
     let versions = (any::<u16>(), any::<u16>()).prop_map(|(oldest, newest)| Versions { oldest, newest });
     prop_oneof![
-        (versions, option::of(short()), node(), held()).prop_map(|(versions, join, node, held)| Hello {
-            versions,
-            join,
-            node,
-            held
-        }
-        .into()),
-        (any::<u16>(), any::<u16>(), any::<i64>()).prop_map(|(version, heartbeat_seconds, time)| Welcome {
-            version,
-            heartbeat_seconds,
-            time
-        }
-        .into()),
-        (code, text()).prop_map(|(code, message)| Reject { code, message }.into()),
-        Just(Heartbeat.into()),
+        (versions, option::of(short()), node(), held(), option::of(partial()))
+            .prop_map(|(versions, join, node, held, partial)| Hello { versions, join, node, held, partial }.into()),
+        (any::<u16>(), any::<u16>(), any::<i64>(), any::<u16>()).prop_map(
+            |(version, heartbeat_seconds, time, retry_seconds)| Welcome {
+                version,
+                heartbeat_seconds,
+                time,
+                retry_seconds
+            }
+            .into()
+        ),
+        (code, text(), any::<u16>())
+            .prop_map(|(code, message, retry_seconds)| Reject { code, message, retry_seconds }.into()),
+        any::<u16>().prop_map(|retry_seconds| Goodbye { retry_seconds }.into()),
+        any::<bool>().prop_map(|answer| Heartbeat { answer }.into()),
     ]
 }
 
 fn sync() -> impl Strategy<Value = Message> {
     prop_oneof![
-        (any::<u64>(), any::<u64>(), vec(uid(), 0..4)).prop_map(|(revision, base, removed)| ManifestBegin {
-            revision,
-            base,
-            removed
-        }
-        .into()),
-        pod().prop_map(Message::from),
-        (any::<u64>(), digest()).prop_map(|(revision, digest)| ManifestEnd { revision, digest }.into()),
+        (held(), base(), any::<[u32; 3]>(), any::<[u8; 8]>()).prop_map(|(held, base, [size, length, from], check)| {
+            let Held { revision, digest, epoch } = held;
+            ManifestBegin { revision, epoch, base, size, digest, length, check, from }.into()
+        }),
+        vec(any::<u8>(), 0..500).prop_map(|bytes| ManifestPiece { bytes }.into()),
+        Just(GetItems.into()),
+        vec(any::<[u8; 8]>(), 0..9).prop_map(|checks| Items { checks }.into()),
         held().prop_map(Message::from),
         vec(pull_secret(), 0..3).prop_map(|secrets| PullSecrets { secrets }.into()),
         (any::<u64>(), held(), text()).prop_map(|(revision, held, message)| ManifestRefused {

@@ -9,9 +9,10 @@ use skeg_protocol::manifest::{
     ResourceField, ResourceName, RestartPolicy, Security, Ulimit, Volume, VolumeMount, VolumeSource,
 };
 use skeg_protocol::message::{
-    Channel, GetStatus, Heartbeat, Held, Hello, ImageRequest, LocalPod, ManifestBegin, ManifestEnd, ManifestRefused,
-    Message, NodeInfo, NodeStatus, PullSecret, PullSecrets, Reject, RejectCode, StatusUpdate, StreamClose,
-    StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest, StreamResize, VERSIONS, Welcome,
+    Base, Channel, GetItems, GetStatus, Goodbye, Heartbeat, Held, Hello, ImageRequest, Items, LocalPod, ManifestBegin,
+    ManifestPiece, ManifestRefused, Message, NodeInfo, NodeStatus, Partial, PullSecret, PullSecrets, Reject,
+    RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest,
+    StreamResize, VERSIONS, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination, reason};
 
@@ -38,12 +39,13 @@ pub(crate) fn hello() -> Hello {
             user_namespaces: true,
         },
         held: held(),
+        partial: Some(Partial { revision: 301, check: [0x55; 8], received: 16 }),
     }
 }
 
 /// What a device with one manifest holds.
 pub(crate) fn held() -> Held {
-    Held { revision: 300, digest: Digest([0xab; 32]) }
+    Held { revision: 300, digest: Digest([0xab; 32]), epoch: [0x44; 8] }
 }
 
 /// A pod that uses every field.
@@ -303,18 +305,29 @@ pub(crate) fn messages() -> Vec<Message> {
     let secret = PullSecret { namespace: short("default"), name: short("registry"), config };
     vec![
         hello().into(),
-        Welcome { version: 1, heartbeat_seconds: 25, time: 1_763_700_000_000 }.into(),
-        Reject { code: RejectCode::Token, message: "this token was used up".to_owned() }.into(),
-        Heartbeat.into(),
-        ManifestBegin { revision: 301, base: 300, removed: vec![Uid([0x33; 16])] }.into(),
-        pod().into(),
-        ManifestEnd { revision: 301, digest: Digest([0xef; 32]) }.into(),
+        Welcome { version: 1, heartbeat_seconds: 25, time: 1_763_700_000_000, retry_seconds: 5 }.into(),
+        Reject { code: RejectCode::Token, message: "this token was used up".to_owned(), retry_seconds: 60 }.into(),
+        Heartbeat { answer: true }.into(),
+        ManifestBegin {
+            revision: 301,
+            epoch: [0x44; 8],
+            base: Base::Items(vec![0b101]),
+            size: 20_000,
+            digest: Digest([0xef; 32]),
+            length: 130,
+            check: [0x55; 8],
+            from: 16,
+        }
+        .into(),
+        ManifestPiece { bytes: vec![2, 7] }.into(),
+        GetItems.into(),
         held().into(),
         ManifestRefused { revision: 301, held: held(), message: refused }.into(),
         StatusUpdate { full: true, pods: vec![pod_status()], removed: vec![Uid([0x33; 16])] }.into(),
         StreamOpen { id: 1, request: logs }.into(),
         StreamOpen { id: 2, request: exec }.into(),
         StreamOpen { id: 3, request: StreamRequest::Image(export) }.into(),
+        StreamOpen { id: 4, request: StreamRequest::PortForward { pod: Uid([0x22; 16]), port: 8080 } }.into(),
         StreamData { id: 1, channel: Channel::Stdout, bytes: b"hello\n".to_vec() }.into(),
         StreamCredit { id: 1, bytes: 32768 }.into(),
         StreamResize { id: 2, columns: 120, rows: 40 }.into(),
@@ -329,5 +342,7 @@ pub(crate) fn messages() -> Vec<Message> {
         }
         .into(),
         PullSecrets { secrets: vec![secret] }.into(),
+        Items { checks: vec![[0x66; 8], [0x77; 8]] }.into(),
+        Goodbye { retry_seconds: 30 }.into(),
     ]
 }

@@ -7,6 +7,7 @@
 mod adapt;
 mod check;
 mod lists;
+mod locate;
 mod resources;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use check::{NODES_MAXIMUM, PROCESSORS_MAXIMUM, check, process};
 pub(crate) use lists::numbers;
+use locate::locate;
 
 /// The longest configuration that is read: the kernel takes at most 6 MiB of arguments and environment (execve(2)), and
 /// engines write some ten KiB.
@@ -142,8 +144,5 @@ fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, InvalidConfig> {
-    // Following the path costs an allocation a value, so only a wrong value is followed.
-    T::deserialize(&value)
-        .or_else(|_| serde_path_to_error::deserialize(value))
-        .map_err(|error| InvalidConfig::Type { at: error.path().to_string(), source: error.into_inner() })
+    T::deserialize(&value).map_err(|source| InvalidConfig::Type { at: locate::<T>(value, &source.to_string()), source })
 }
