@@ -2,7 +2,7 @@
 //! tell whether somebody is still on the way to a pod.
 //!
 //! UDP has no end, so a client that goes on sending would be sent to a pod that is gone for as long as it sends. Speaks
-//! ctnetlink after the kernel's `nfnetlink_conntrack.h`. Connections of TCP are never touched: they end with the pod.
+//! ctnetlink after the kernel's `nfnetlink_conntrack.h`. Connections of TCP are not touched before their pod is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -30,12 +30,29 @@ struct Way {
 ///
 /// # Errors
 /// As netlink(7).
-pub fn forget(socket: &Socket, changed: &BTreeMap<Front, Spread>) -> io::Result<()> {
+pub fn forget_clients(socket: &Socket, changed: &BTreeMap<Front, Spread>) -> io::Result<()> {
+    forget(socket, |first, back| {
+        way(first, UDP).zip(way(back, UDP)).is_some_and(|(first, back)| is_stale(first, back, changed))
+    })
+}
+
+/// Forgets everything about addresses that are nobody's any more: a client that used the same port again would be sent
+/// to them.
+///
+/// # Errors
+/// As netlink(7).
+pub fn forget_addresses(socket: &Socket, gone: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let to_gone = |back: &[u8]| [TCP, UDP].into_iter().find_map(|protocol| way(back, protocol));
+    forget(socket, |_, back| to_gone(back).is_some_and(|back| gone.contains(&back.source)))
+}
+
+/// Forgets the connections of which this holds, said of the way there and the way back.
+fn forget(socket: &Socket, stale: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<()> {
     for family in [2, 10] {
         for answer in socket.ask(Message::new(GET, DUMP, &[family, 0, 0, 0]))? {
             let Some(rest) = answer.body.get(4..) else { continue };
             let (Some(first), Some(back)) = (attribute(rest, 1), attribute(rest, 2)) else { continue };
-            if way(first, UDP).zip(way(back, UDP)).is_some_and(|(first, back)| is_stale(first, back, changed)) {
+            if stale(first, back) {
                 let mut message = Message::new(DELETE, ACK, &[family, 0, 0, 0]);
                 message.put(1 | 0x8000, first);
                 // It may have ended by itself.

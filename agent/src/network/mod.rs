@@ -254,7 +254,7 @@ impl Kernel {
     fn forget_udp(&self, rules: &Rules) {
         let changed = changed_udp(self.rules.as_ref(), rules);
         let Some(socket) = self.netfilter.as_ref().filter(|_| !changed.is_empty()) else { return };
-        if let Err(error) = conntrack::forget(socket, &changed) {
+        if let Err(error) = conntrack::forget_clients(socket, &changed) {
             log::warn!("old UDP connections may go on to pods that are gone (CONFIG_NF_CT_NETLINK): {error}");
         }
     }
@@ -454,6 +454,13 @@ impl Networks {
         };
         for (bridge, lease) in &member {
             links::unplug(&kernel.route, *bridge, lease);
+        }
+        let gone: BTreeSet<IpAddr> = member.iter().flat_map(|(_, lease)| lease.addresses()).collect();
+        if !gone.is_empty()
+            && let Some(socket) = &kernel.netfilter
+            && let Err(error) = conntrack::forget_addresses(socket, &gone)
+        {
+            log::warn!("old connections of pod {pod} stay known (CONFIG_NF_CT_NETLINK): {error}");
         }
         if !comes_back {
             kernel.addresses.forget(pod);
