@@ -5,6 +5,7 @@
 mod agent;
 pub mod appliance;
 mod apply;
+mod ask;
 pub mod async_fd;
 mod cgroups;
 mod commands;

@@ -15,7 +15,6 @@ use tokio::task::spawn_blocking;
 ///
 /// # Errors
 /// As setns(2), socket(2) and connect(2).
-#[allow(dead_code, reason = "for probes")]
 pub async fn connect(network: &Arc<OwnedFd>, port: u16) -> io::Result<TcpStream> {
     let network = Arc::clone(network);
     // A socket stays in the namespace that it was made in.

@@ -52,9 +52,7 @@ impl Worker {
     /// Starts an attempt; when it returns well, init holds it and its log is being written.
     pub(super) async fn start(&mut self, name: &Label, attempt: u32) -> Result<(), NotStarted> {
         self.prepare().await?;
-        let (Some(prepared), Some(container)) =
-            (&self.prepared, self.pod.containers.iter().find(|container| container.name == *name))
-        else {
+        let (Some(prepared), Some(container)) = (&self.prepared, self.pod.container(name)) else {
             let message = format!("the pod has no container {name:?}");
             return Err(NotStarted::NotCreated { reason: "CreateContainerError", message });
         };
@@ -132,6 +130,10 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
     if let Some(users) = &order.users {
         let given = files::give(&order.folders[0], users.root).and_then(|()| give_streams(&stdio, users.root));
         given.map_err(|error| not_created(&error))?;
+    }
+    // What the attempt before left behind ends before this one begins; its files may go later.
+    if let Ok(old) = crate::cgroups::open(&order.cgroup) {
+        old.kill().and_then(|()| old.remove()).map_err(|error| not_created(&error))?;
     }
     let cgroup = crate::cgroups::create(&order.cgroup, &order.limits).map_err(|error| not_created(&error))?;
     let request = Request {

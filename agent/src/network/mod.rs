@@ -22,7 +22,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skeg_protocol::manifest::{self, Attachment, Protocol, Service};
-use skeg_protocol::{ContainerState, Label, Manifest, Phase, Pod, PodStatus, Uid};
+use skeg_protocol::status::ConditionKind;
+use skeg_protocol::{Label, Manifest, Pod, PodStatus, Uid};
 use thiserror::Error;
 use tokio::io::Interest;
 
@@ -598,10 +599,9 @@ impl Networks {
     }
 }
 
-/// Whether a pod gets connections: everything in it runs, and it is not on its way out.
+/// Whether a pod gets connections: it is ready, and not on its way out.
 pub fn receives(pod: &PodStatus) -> bool {
-    let runs = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
-    pod.phase == Phase::Running && pod.reason != "Terminating" && pod.containers.iter().all(|one| runs(&one.state))
+    pod.is(ConditionKind::Ready) && pod.reason != "Terminating"
 }
 
 /// The fronts of UDP whose backends are not what they were.
