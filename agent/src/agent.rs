@@ -31,6 +31,7 @@ use crate::events::{Events, of_device};
 use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
+use crate::network::{self, Networks};
 use crate::peer::Stream;
 use crate::trial::{Standing, State};
 use crate::{appliance, link, local, streams};
@@ -74,6 +75,15 @@ pub struct Agent {
 impl Agent {
     /// Takes an event and has its actions done. Only for the loop and what comes before it.
     fn step(&self, event: Event) {
+        if let Event::Manifest { manifest, .. } = &event {
+            self.host.networks.want(manifest);
+            let networks = Arc::clone(&self.host.networks);
+            drop(spawn_blocking(move || {
+                // A failure is said in the log.
+                networks.settle().ok();
+                networks.sweep();
+            }));
+        }
         let freed = matches!(event, Event::PodRemoved(_));
         let matters = freed || matches!(event, Event::Manifest { .. });
         if let Event::PodRemoved(uid) = &event {
@@ -92,6 +102,7 @@ impl Agent {
         if freed {
             self.collect_images();
         }
+        self.tell_networks();
         self.changed.send_if_modified(|told| std::mem::replace(told, version) != version);
     }
 
@@ -117,6 +128,17 @@ impl Agent {
             }
             Order::Tell(happening) => self.host.happenings.tell(happening, now()),
             Order::Judge(verdict) => self.judge(&verdict),
+        }
+    }
+
+    /// Tells the networks which pods may get connections.
+    fn tell_networks(&self) {
+        let pods = self.pods();
+        let ready = pods.iter().filter(|pod| network::receives(pod)).map(|pod| pod.uid);
+        if self.host.networks.observe(ready.collect()) {
+            let networks = Arc::clone(&self.host.networks);
+            // A failure is said in the log.
+            drop(spawn_blocking(move || networks.settle().ok()));
         }
     }
 
@@ -323,7 +345,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changed: watch::Sender::new(0),
         host,
     });
-    take_over(&agent, held).await?;
     let manifest = agent.host.journal.manifest();
     let standing = Standing::of(&agent.host.journal, &manifest, boot_id()?, now()).unwrap_or_else(|error| {
         // It goes on as if it were good: a full disk must not keep the pods from running.
@@ -332,6 +353,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     agent.held.replace(manifest);
     agent.standing.replace(standing);
+    // Pods of the revision before may still be there, in its networks.
+    agent.host.networks.want(&agent.host.journal.previous_manifest());
+    agent.host.networks.want(&agent.wanted().0);
+    take_over(&agent, held).await?;
+    drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
     let (manifest, trial) = agent.wanted();
     agent.step(Event::Manifest { manifest: Arc::new(manifest), trial });
     agent.collect_images();
@@ -367,6 +393,8 @@ async fn turn(
         }
         if agent.node.borrow().halted() {
             log::info!("every pod has stopped");
+            let networks = Arc::clone(&agent.host.networks);
+            spawn_blocking(move || networks.close()).await.context("taking the networks down")?;
             agent.host.happenings.tell(of_device("Shutdown", "every pod has stopped"), now());
             agent.host.happenings.finish().await;
             remove_parent_cgroup(&agent.host.config.cgroup);
@@ -402,6 +430,7 @@ fn make_host(
     Ok(Host {
         journal: Journal::open(&config.state_dir)?,
         ranges: ranges(&folders),
+        networks: Arc::new(Networks::open(&config.network, folders.pods()).context("setting up the networks of pods")?),
         scratch: Scratch::new().context("making the logs' buffers")?,
         happenings: Events::open(&config.state_dir, boot_id()?, now()),
         config,
@@ -470,6 +499,9 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
             }
         }
         adopt(agent, record, &found);
+        if running {
+            host.networks.expect(uid);
+        }
         let worker = Worker::spawn(Rc::clone(host), pod, network, running);
         for Key { container, attempt, .. } in ended {
             // The worker waits for what it is told.
