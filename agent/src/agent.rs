@@ -305,13 +305,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changed: watch::Sender::new(0),
         host,
     });
+    agent.held.replace(agent.host.journal.manifest());
     // Pods of the revision before may still be there, in its networks.
     agent.host.networks.want(&agent.host.journal.previous_manifest());
     agent.host.networks.want(&agent.wanted());
     take_over(&agent, held).await?;
     drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
-    let manifest = agent.host.journal.manifest();
-    agent.held.replace(manifest);
     agent.step(Event::Manifest { manifest: Arc::new(agent.wanted()), trial: None });
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
