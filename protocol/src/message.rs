@@ -278,6 +278,8 @@ pub enum StreamRequest {
         /// TCP port on the pod's loopback address.
         port: u16,
     },
+    /// Something with the projects of a device that is alone; local socket only.
+    Project(ProjectRequest),
 }
 
 /// What is to be done with a device's images. The answer is one JSON document on stdout; on stderr come lines that
@@ -321,6 +323,40 @@ pub enum ImageRequest {
     Prune,
     /// Reads everything and compares it with its digests.
     Verify,
+}
+
+/// What is to be done with the projects of a device: manifests that were handed in on the device itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProjectRequest {
+    /// Says what image references mean. The answer is a JSON list of digests in this order.
+    Resolve(Vec<ImageQuestion>),
+    /// Takes a manifest, in postcard on stdin, as all that a project wants from now on.
+    Apply {
+        /// Name of the project.
+        project: Label,
+    },
+    /// Forgets a project and all that it wants.
+    Remove {
+        /// Name of the project.
+        project: Label,
+    },
+    /// Lists the projects as JSON.
+    List,
+    /// Ends pods of projects, and leaves them ended until they are started.
+    Stop(Vec<Uid>),
+    /// Starts pods again that were stopped.
+    Start(Vec<Uid>),
+}
+
+/// What does an image reference mean?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageQuestion {
+    /// As in a pod.
+    pub reference: String,
+    /// The registry is asked though the image is here.
+    pub anew: bool,
+    /// No registry is asked.
+    pub here_only: bool,
 }
 
 /// Which of a stream's byte sequences a piece belongs to.

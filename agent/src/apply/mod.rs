@@ -453,7 +453,8 @@ impl Worker {
             let root = users.as_ref().map_or(0, |users| users.root);
             let networks = Arc::clone(&self.host.networks);
             let volumes = spawn_blocking(move || {
-                let device = ["/etc/hosts", "/etc/resolv.conf"].map(|file| std::fs::read_to_string(file).unwrap_or_default());
+                let device =
+                    ["/etc/hosts", "/etc/resolv.conf"].map(|file| std::fs::read_to_string(file).unwrap_or_default());
                 folders.prepare(&pod, root, networks.etc(&pod, device))
             });
             let volumes = volumes

@@ -3,6 +3,7 @@
 //! It reads the image's passwd and group files and looks at host paths; it changes nothing and starts nothing.
 //! Every error names the field of the pod, as Kubernetes writes it, or of the image.
 
+mod beyond;
 mod env;
 pub(crate) mod users;
 
@@ -66,6 +67,7 @@ pub struct Inputs<'a> {
 /// # Errors
 /// The field that can't be satisfied, and why.
 pub fn spec(inputs: &Inputs<'_>) -> Result<oci::Spec, ConvertError> {
+    beyond::check(inputs.pod, inputs.container)?;
     let mut spec = skeg_runtime::default_spec();
     let mut process = spec.process().clone().unwrap_or_default();
     fill_process(&mut process, inputs)?;
@@ -102,7 +104,8 @@ fn fill_process(process: &mut oci::Process, inputs: &Inputs<'_>) -> Result<(), C
     let config = image.config().as_ref().unwrap_or(&empty);
     let (passwd, group) = (users::read(inputs.layers, "etc/passwd"), users::read(inputs.layers, "etc/group"));
     let Security { user, group: gid, run_as_non_root, .. } = &container.security;
-    let identity = users::resolve(config.user().as_deref().unwrap_or_default(), *user, *gid, &passwd, &group)?;
+    let named = container.security.user_name.as_deref().or(config.user().as_deref()).unwrap_or_default();
+    let identity = users::resolve(named, *user, *gid, &passwd, &group)?;
     let highest = identity.groups.iter().chain([&identity.uid, &identity.gid]).copied().max();
     if inputs.own_users
         && let Some(id) = highest.filter(|id| *id >= USERS)

@@ -557,7 +557,8 @@ fn names_resolve_only_where_they_should() {
     }
     let db = device.add(named(4, "db-1", &[("back", &["db"])]));
     device.add(named(5, "cache-1", &[("back", &["cache"])]));
-    let place = |number, place: usize| device.networks.ips(uid(number)).into_iter().filter(IpAddr::is_ipv4).nth(place).unwrap();
+    let place =
+        |number, place: usize| device.networks.ips(uid(number)).into_iter().filter(IpAddr::is_ipv4).nth(place).unwrap();
     let one = |address| BTreeSet::from([address]);
     assert_eq!(found(&device, 1, "api"), BTreeSet::from([place(2, 1), place(3, 1)]));
     assert_eq!(found(&device, 4, "api"), BTreeSet::from([place(2, 0), place(3, 0)]));

@@ -23,7 +23,12 @@ pub fn resolver(pod: &Pod, servers: &[IpAddr], device: &str) -> String {
     }
     let namespace = &pod.namespace;
     let domains = [format!("{namespace}.svc.{DOMAIN}"), format!("svc.{DOMAIN}"), DOMAIN.to_owned()];
-    let searches: Vec<&str> = domains.iter().filter(|_| own).map(String::as_str).chain(pod.dns.searches.iter().map(|name| name.as_str())).collect();
+    let searches: Vec<&str> = domains
+        .iter()
+        .filter(|_| own)
+        .map(String::as_str)
+        .chain(pod.dns.searches.iter().map(|name| name.as_str()))
+        .collect();
     if !searches.is_empty() {
         writeln!(text, "search {}", searches.join(" ")).ok();
     }

@@ -85,7 +85,8 @@ async fn open(holder: &Holder, held: Option<Held>, address: IpAddr) -> io::Resul
     let (udp, tcp) = match (old.next(), old.next()) {
         (Some(udp), Some(tcp)) => (std::net::UdpSocket::from(udp), std::net::TcpListener::from(tcp)),
         _ => {
-            let (udp, tcp) = (std::net::UdpSocket::bind((address, PORT))?, std::net::TcpListener::bind((address, PORT))?);
+            let (udp, tcp) =
+                (std::net::UdpSocket::bind((address, PORT))?, std::net::TcpListener::bind((address, PORT))?);
             let key = format!("{KEY}{address}");
             let given = holder.hold(&key, None, &[udp.as_fd(), tcp.as_fd()], &[]).await;
             given.map_err(|error| io::Error::other(chain(&error)))?;
