@@ -356,6 +356,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Pods of the revision before may still be there, in its networks.
     agent.host.networks.want(&agent.host.journal.previous_manifest());
     agent.host.networks.want(&agent.wanted().0);
+    let (servers, held) = held.into_iter().partition(|item| item.key.starts_with(network::dns::KEY));
+    let names = network::dns::serve(Arc::clone(&agent.host.networks), agent.host.holder.clone(), servers);
+    drop(spawn_local(names));
     take_over(&agent, held).await?;
     drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
     let (manifest, trial) = agent.wanted();

@@ -454,7 +454,13 @@ impl Worker {
             };
             let (folders, pod) = (self.host.folders.clone(), Arc::clone(&self.pod));
             let root = users.as_ref().map_or(0, |users| users.root);
-            let volumes = spawn_blocking(move || folders.prepare(&pod, root))
+            let networks = Arc::clone(&self.host.networks);
+            let volumes = spawn_blocking(move || {
+                let device =
+                    ["/etc/hosts", "/etc/resolv.conf"].map(|file| std::fs::read_to_string(file).unwrap_or_default());
+                folders.prepare(&pod, root, networks.etc(&pod, device))
+            });
+            let volumes = volumes
                 .await
                 .map_err(|error| not_created(&error))?
                 .map_err(|message| NotStarted::NotCreated { reason: "FailedMount", message })?;
