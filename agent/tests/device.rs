@@ -354,7 +354,7 @@ fn pods_come_back_without_a_controller() {
 }
 
 #[test]
-fn pods_are_told_their_names_and_where_to_ask_for_others() {
+fn pods_find_each_other_by_name_while_the_agent_is_replaced() {
     needs_root!();
     let device = Device::start("names");
     let pods = vec![device.pod(1, "db", "exec sleep 1000"), device.pod(2, "web", "exec sleep 1000")];
@@ -366,4 +366,12 @@ fn pods_are_told_their_names_and_where_to_ask_for_others() {
     assert!(hosts.contains("10.223.0.") && hosts.contains("\tdb\n"), "{hosts}");
     let resolver = inside(&device, "web", "cat /etc/resolv.conf");
     assert!(resolver.starts_with("nameserver 10.223.0.1\nsearch default.svc.cluster.local "), "{resolver}");
+    let mut addresses = hosts.lines().filter_map(|line| line.strip_suffix("\tdb"));
+    let address = addresses.find(|line| line.starts_with("10.")).unwrap_or_else(|| panic!("{hosts}"));
+    for _ in 0..3 {
+        // It also asks for what the other search domains make of the name, and fails for those.
+        let said = inside(&device, "web", "busybox nslookup db 2>&1; true");
+        assert!(said.contains(address), "{address}: {said}");
+        device.kill_agent();
+    }
 }
