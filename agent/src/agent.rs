@@ -156,6 +156,7 @@ impl Agent {
         let manifest = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         log::info!("revision {} with {} pods is wanted from now on", manifest.revision, manifest.pods.len());
         self.held.replace(manifest.clone());
+        self.host.data.send_replace(Arc::new(manifest.data.clone()));
         // By way of the loop, which then knows of new deadlines; without it the agent is ending.
         self.host.events.send(Event::Manifest(manifest)).ok();
         Ok(())
@@ -237,10 +238,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changed: watch::Sender::new(0),
         host,
     });
-    take_over(&agent, held).await?;
     let manifest = agent.host.journal.manifest();
+    agent.host.data.send_replace(Arc::new(manifest.data.clone()));
+    take_over(&agent, held).await?;
     agent.held.replace(manifest.clone());
     agent.step(Event::Manifest(manifest));
+    let volumes = agent.host.folders.persistent();
+    drop(spawn_blocking(move || volumes.sweep()));
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
     match link {
@@ -306,6 +310,8 @@ fn make_host(
     Ok(Host {
         journal: Journal::open(&config.state_dir)?,
         ranges: ranges(&folders),
+        data: watch::Sender::default(),
+        device: Arc::new(crate::volumes::device(&folders)),
         scratch: Scratch::new().context("making the logs' buffers")?,
         config,
         folders,

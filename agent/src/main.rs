@@ -28,6 +28,7 @@ mod peer;
 mod ports;
 mod streams;
 mod vault;
+mod volumes;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -114,6 +115,13 @@ enum Command {
         place: Place,
         #[command(subcommand)]
         command: image::Command,
+    },
+    /// Shows and removes the volumes that outlive pods
+    Volume {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: volumes::Command,
     },
     /// Runs containers as the OCI runtime specification says, for engines such as podman and containerd
     Oci(Box<oci::Arguments>),
@@ -206,6 +214,10 @@ fn run(command: Command) -> anyhow::Result<i32> {
         Command::Image { place, command } => {
             let config = place.config()?;
             in_runtime(image::run(config, command))
+        }
+        Command::Volume { place, command } => {
+            let config = place.config()?;
+            in_runtime(volumes::run(config, command))
         }
         Command::Oci(mut arguments) => Ok(oci::main(&mut arguments)),
         Command::Version => {

@@ -278,6 +278,28 @@ pub enum StreamRequest {
         /// TCP port on the pod's loopback address.
         port: u16,
     },
+    /// Something with the volumes that outlive pods.
+    Volume(VolumeRequest),
+}
+
+/// What is to be done with the volumes of a device that outlive pods. The answer is one JSON document on stdout. A
+/// volume is named `namespace/name`, or by its name where only one namespace has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeRequest {
+    /// Lists them with the pods that use them.
+    List,
+    /// The same, and what each holds.
+    Usage,
+    /// Shows all that is known of some.
+    Inspect {
+        /// Which.
+        volumes: Vec<String>,
+    },
+    /// Removes some that no pod uses: all or none.
+    Remove {
+        /// Which.
+        volumes: Vec<String>,
+    },
 }
 
 /// What is to be done with a device's images. The answer is one JSON document on stdout; on stderr come lines that

@@ -135,7 +135,13 @@ impl Node {
     pub fn step(&mut self, event: Event, now: Now) -> Vec<(Uid, Action)> {
         let mut actions = Vec::new();
         match event {
-            Event::Manifest(manifest) => self.desired = manifest,
+            Event::Manifest(manifest) => {
+                let new_data = manifest.data != self.desired.data;
+                self.desired = manifest;
+                if new_data {
+                    self.tell_all(&ContainerEvent::NewData, now, &mut actions);
+                }
+            }
             Event::Container { pod, container, event } => {
                 if let Some(state) = self.pods.get_mut(&pod) {
                     state.supervise(&container, event, self.boot, now, &mut actions);
@@ -144,14 +150,7 @@ impl Node {
             Event::PodRemoved(uid) => {
                 self.pods.remove(&uid);
             }
-            Event::NewImages => {
-                for state in self.pods.values_mut() {
-                    let names: Vec<Label> = state.containers.iter().map(|one| one.name.clone()).collect();
-                    for name in names {
-                        state.supervise(&name, ContainerEvent::NewImages, self.boot, now, &mut actions);
-                    }
-                }
-            }
+            Event::NewImages => self.tell_all(&ContainerEvent::NewImages, now, &mut actions),
             Event::Timer => {}
             Event::Halt { grace } => {
                 self.halting = true;
@@ -172,6 +171,15 @@ impl Node {
             }
         }
         actions
+    }
+
+    fn tell_all(&mut self, event: &ContainerEvent, now: Now, actions: &mut Vec<(Uid, Action)>) {
+        for state in self.pods.values_mut() {
+            let names: Vec<Label> = state.containers.iter().map(|one| one.name.clone()).collect();
+            for name in names {
+                state.supervise(&name, event.clone(), self.boot, now, actions);
+            }
+        }
     }
 
     fn reconcile(&mut self, now: Now, actions: &mut Vec<(Uid, Action)>) {

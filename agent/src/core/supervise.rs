@@ -26,6 +26,9 @@ pub const BACKOFF_MOST: Duration = Duration::from_secs(300);
 /// A container that ran this long was healthy: its next failure counts as the first.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(600);
 
+/// Reasons of a wait that a config map or secret may end.
+const WAITS_FOR_DATA: [&str; 2] = ["CreateContainerConfigError", "FailedMount"];
+
 /// What the supervisor must know of the pod's specification.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -128,6 +131,8 @@ pub enum ContainerEvent {
     ImageFailed(ImageFailure),
     /// An image came to the device; it may be the one that is missing.
     NewImages,
+    /// Config maps or secrets changed; one of them may be what is missing.
+    NewData,
     /// The start of an attempt is done.
     Started {
         /// Which attempt.
@@ -382,6 +387,10 @@ impl Container {
             (Phase::Image, E::ImageReady) => self.begin(),
             (Phase::Image, E::ImageFailed(failure)) => self.image_failed(failure, now),
             (Phase::ImageBackoff { .. }, E::NewImages) => {
+                self.phase = Phase::Image;
+                vec![Step::Pull]
+            }
+            (Phase::Backoff { reason, .. }, E::NewData) if WAITS_FOR_DATA.contains(&reason.as_str()) => {
                 self.phase = Phase::Image;
                 vec![Step::Pull]
             }

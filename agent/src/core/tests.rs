@@ -158,6 +158,24 @@ fn an_image_that_may_not_be_pulled_is_looked_for_again_when_one_comes() {
 }
 
 #[test]
+fn a_container_that_waits_for_a_config_map_starts_when_it_comes() {
+    let mut container = Container::new("main".try_into().unwrap());
+    container.supervise(ContainerEvent::Timer, RULES, at(0));
+    container.supervise(ContainerEvent::ImageReady, RULES, at(0));
+    let missing = |reason| NotStarted::NotCreated { reason, message: "configmap \"app\" not found".to_owned() };
+    for reason in ["CreateContainerConfigError", "FailedMount"] {
+        let failed = ContainerEvent::NotStarted { attempt: 0, failure: missing(reason) };
+        container.supervise(failed, RULES, at(0));
+        assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [Step::Pull], "{reason}");
+        assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [], "{reason}");
+        container.supervise(ContainerEvent::ImageReady, RULES, at(0));
+    }
+    let failed = ContainerEvent::NotStarted { attempt: 0, failure: missing("CreateContainerError") };
+    container.supervise(failed, RULES, at(0));
+    assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [], "waits for something else");
+}
+
+#[test]
 fn a_stop_while_starting_signals_as_soon_as_it_can_and_kills_in_time() {
     let mut container = Container::new("main".try_into().unwrap());
     container.supervise(ContainerEvent::Timer, RULES, at(0));

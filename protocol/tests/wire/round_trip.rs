@@ -13,7 +13,7 @@ use skeg_protocol::message::{
     Base, Channel, GetItems, GetStatus, Goodbye, Heartbeat, Held, Hello, ImageRequest, Items, LocalPod, ManifestBegin,
     ManifestPiece, ManifestRefused, Message, NodeInfo, NodeStatus, Partial, PullSecret, PullSecrets, Reject,
     RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest,
-    StreamResize, Versions, Welcome,
+    StreamResize, Versions, VolumeRequest, Welcome,
 };
 use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
 
@@ -216,6 +216,7 @@ fn stream_request() -> impl Strategy<Value = StreamRequest> {
             |(pod, container, command, tty, stdin)| { StreamRequest::Exec { pod, container, command, tty, stdin } }
         ),
         image_request().prop_map(StreamRequest::Image),
+        vec(text(), 0..4).prop_map(|volumes| StreamRequest::Volume(VolumeRequest::Remove { volumes })),
         (uid(), any::<u16>()).prop_map(|(pod, port)| StreamRequest::PortForward { pod, port }),
     ]
 }
