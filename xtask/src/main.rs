@@ -1,4 +1,4 @@
-//! The developer's commands: `cargo xtask demo | test | bench | tidy | fuzz`. This crate owns how skeg is built,
+//! The developer's commands: `cargo xtask demo | test | bench | tidy | sim | fuzz`. This crate owns how skeg is built,
 //! shown, tested and measured on a developer's machine; the product never needs it.
 
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@ mod interrupt;
 mod machine;
 mod needs;
 mod process;
+mod sim;
 mod test;
 mod tidy;
 mod ui;
@@ -70,6 +71,15 @@ enum Task {
         /// The image, with a tag, in a registry that speaks plain HTTP.
         reference: String,
     },
+    /// Runs the link's two ends through everything that goes wrong, one run a seed.
+    Sim {
+        /// How many runs.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+    },
     /// Fuzzes a parser of outside bytes on the stable toolchain.
     Fuzz {
         /// The fuzz target.
@@ -94,6 +104,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Bench { name, json } => bench::run(name, json),
         Task::BenchPull { store, reference } => bench::pull::ours(&store, &reference),
         Task::BenchHelper { kind, folder, cgroup } => bench::start::serve(kind, &folder, &cgroup),
+        Task::Sim { seeds, first } => sim::run(first, seeds),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     }
 }

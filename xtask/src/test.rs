@@ -9,7 +9,7 @@ use crate::build::{self, TARGETS, cargo, cargo_progress};
 use crate::machine::Snapshot;
 use crate::process::{self, Finished};
 use crate::ui::Ui;
-use crate::{fuzz, interrupt, needs, root, tidy};
+use crate::{fuzz, interrupt, needs, root, sim, tidy};
 
 /// Largest static binary in bytes (docs: promises in numbers).
 const MAX_BINARY: u64 = 8 << 20;
@@ -62,6 +62,12 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", what: "Checks with clippy", after: None, run: |ui| Outcome::check(clippy(ui)) },
     Step { name: "docs", what: "Builds the documentation", after: None, run: |ui| Outcome::check(documentation(ui)) },
     Step { name: "tests", what: "Runs unit, property and privileged tests", after: None, run: workspace_tests },
+    Step {
+        name: "sim",
+        what: "Simulates the link from fixed seeds",
+        after: None,
+        run: |_| Outcome::check(sim::many(1, 200)),
+    },
     Step {
         name: "fuzz",
         what: "Fuzzes the parsers of outside bytes from a fixed seed",

@@ -138,6 +138,10 @@ impl Offer {
         let Some(target) = shelf.body(newest.revision)? else { return Ok(None) };
         let based = if whole { Some((Base::Nothing, Vec::new())) } else { self.base(shelf)? };
         let Some((base, old)) = based else {
+            if matches!(self.inventory, Inventory::Asked) {
+                // The answer is under way.
+                return Ok(None);
+            }
             self.inventory = Inventory::Asked;
             return Ok(Some(GetItems.into()));
         };
@@ -204,6 +208,7 @@ impl Offer {
             return Err(Misplaced(format!("holds revision {}, which it was not sent", held.revision)));
         }
         (self.held, self.in_flight, self.refused, self.outgoing) = (held, None, None, None);
+        self.inventory = Inventory::NotAsked;
         self.look = true;
         Ok(())
     }

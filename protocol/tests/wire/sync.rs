@@ -209,6 +209,24 @@ fn a_device_that_was_away_for_long_is_asked_for_its_items() {
     assert!(bytes <= 700, "{bytes}");
 }
 
+/// It was asked twice, and its second answer was taken for a breach. Found by `cargo xtask sim` (seed 11).
+#[test]
+fn a_change_while_the_items_are_under_way_asks_no_second_time() {
+    let mut memory = Memory::default();
+    memory.make(pods(2));
+    let (_, mut intake) = settled(&memory);
+    memory.make(pods(3));
+    memory.bodies.remove(&1);
+    let mut offer = Offer::new(intake.held(), None);
+    assert!(matches!(offer.next(&memory), Ok(Some(Message::GetItems(_)))));
+    memory.make(pods(4));
+    offer.look();
+    assert_eq!(offer.next(&memory), Ok(None));
+    offer.items(intake.items()).unwrap();
+    settle(&mut offer, &memory, &mut intake);
+    assert_eq!(intake.held(), memory.newest().unwrap());
+}
+
 #[test]
 fn an_answer_that_was_lost_is_given_again() {
     let mut memory = Memory::default();

@@ -16,8 +16,9 @@ const DRAWN: &[(&str, &[&str])] = &[
     ("demo-web", &[]),
     // Stands in for the crate of that name, for oci-spec.
     ("regex", &[]),
-    // Not drawn as a part of the product: the benches measure the runtime and the image store.
-    ("xtask", &["skeg-runtime", "skeg-images"]),
+    // Not drawn as a part of the product: the benches measure the runtime and the image store, and the simulation drives
+    // the protocol.
+    ("xtask", &["skeg-runtime", "skeg-images", "skeg-protocol"]),
 ];
 
 /// Finds edges that are not drawn, in the output of `cargo metadata --no-deps`.
