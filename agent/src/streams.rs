@@ -238,6 +238,7 @@ fn start(
             target: target.as_fd(),
             process,
             spec,
+            state: None,
             cgroup: Some(&cgroup),
             stdio,
             reaper: Reaper::Caller,

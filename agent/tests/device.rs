@@ -14,16 +14,8 @@ use std::process::Stdio;
 
 use skeg_protocol::manifest::{EmptyDir, HostPathKind, Port, RestartPolicy, Volume, VolumeMount, VolumeSource};
 use skeg_protocol::{ContainerState, Phase};
-use support::{Device, cannot_run, err, out, runs, uid, until, waits};
-
-macro_rules! needs_root {
-    () => {
-        if let Some(why) = cannot_run() {
-            println!("skipped: {why}");
-            return;
-        }
-    };
-}
+use support::needs::{self, needs_root};
+use support::{Device, err, out, runs, uid, until, waits};
 
 #[test]
 fn a_pod_runs_answers_and_leaves_nothing_behind() {

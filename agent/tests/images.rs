@@ -12,7 +12,8 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 use skeg_protocol::manifest::PullPolicy;
-use support::{Device, cannot_run, err, out, runs, waits};
+use support::needs::{self, needs_root};
+use support::{Device, err, out, runs, waits};
 
 fn image(device: &Device, words: &[&str]) -> Output {
     let (command, rest) = words.split_first().unwrap();
@@ -29,9 +30,7 @@ fn json(device: &Device, words: &[&str]) -> Value {
 
 #[test]
 fn images_are_shown_checked_given_out_and_taken_in_with_and_without_the_agent() {
-    if let Some(why) = cannot_run() {
-        return println!("skipped: {why}");
-    }
+    needs_root!();
     let mut device = Device::start("images");
     let pod = device.pod(1, "web", "sleep 1000");
     device.controller.want(vec![pod.clone()]);
@@ -76,9 +75,7 @@ fn images_are_shown_checked_given_out_and_taken_in_with_and_without_the_agent() 
 
 #[test]
 fn a_pod_that_may_not_pull_starts_when_its_image_is_imported() {
-    if let Some(why) = cannot_run() {
-        return println!("skipped: {why}");
-    }
+    needs_root!();
     let source = Device::start("source");
     let pod = source.pod(1, "first", "sleep 1000");
     source.controller.want(vec![pod.clone()]);

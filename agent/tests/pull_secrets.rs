@@ -19,7 +19,8 @@ use registry::RealRegistry;
 use skeg_protocol::Pod;
 use skeg_protocol::manifest::{Image, ImageSource};
 use skeg_protocol::message::{PullSecret, PullSecrets};
-use support::{Device, cannot_run, err, runs, waits};
+use support::needs::{self, needs_root};
+use support::{Device, err, runs, waits};
 
 /// `user:secret`, the password by bcrypt.
 const HTPASSWD: &str = "user:$2b$04$HJXneTLvsfsdBrdnpdcLoeh55h2PW4U/NklnZp6Xe3l/.8EvKRuM6\n";
@@ -86,9 +87,7 @@ fn is_written(folder: &Path, text: &str) -> bool {
 
 #[test]
 fn a_pod_pulls_with_its_secret_which_may_come_late_be_wrong_change_and_go() {
-    if let Some(why) = cannot_run() {
-        return println!("skipped: {why}");
-    }
+    needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let registry = match locked(folder.path()) {
         Ok(registry) => registry,

@@ -6,6 +6,7 @@ use crate::attributes;
 use crate::cgroup::Cgroup;
 use crate::compile::{PlanError, Slots};
 use crate::config;
+use crate::hooks::HookState;
 use crate::oci;
 use crate::plan::{Plan, Reaper, StartError, Started, Stdio, above_standard};
 use crate::process::{self, Ending};
@@ -31,6 +32,8 @@ pub struct ExecRequest<'a> {
     pub process: &'a oci::Process,
     /// The container's specification, for its seccomp profile.
     pub spec: &'a oci::Spec,
+    /// What the agent of a profile that notifies is told of the container; needed if there is one.
+    pub state: Option<&'a HookState>,
     /// The container's cgroup.
     pub cgroup: Option<&'a Cgroup>,
     /// The streams, unless there is a console.
@@ -111,13 +114,18 @@ fn lists(spec: &oci::Spec, kind: oci::LinuxNamespaceType) -> bool {
     list.iter().any(|namespace| namespace.typ() == kind)
 }
 
-/// The root of a process that has changed its root only, and shares the caller's mounts.
-fn root_of(target: &OwnedFd) -> Result<OwnedFd, StartError> {
+/// The number of the process that a pidfd means, as this process sees it.
+fn number_of(target: &OwnedFd) -> Result<i32, StartError> {
     let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", target.as_raw_fd()));
     let told = told.map_err(failed("reading /proc/self/fdinfo"))?;
     // A process that has ended has the number -1; pidfd_open(2).
-    let pid = told.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<u32>().ok());
-    let pid = pid.ok_or(StartError::Gone)?;
+    let number = told.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.filter(|number| *number > 0).ok_or(StartError::Gone)
+}
+
+/// The root of a process that has changed its root only, and shares the caller's mounts.
+fn root_of(target: &OwnedFd) -> Result<OwnedFd, StartError> {
+    let pid = number_of(target)?;
     let flags = libc::O_PATH | libc::O_DIRECTORY;
     let root = File::options().read(true).custom_flags(flags).open(format!("/proc/{pid}/root"));
     let root = root.map_err(failed("opening /proc/PID/root"))?;
@@ -131,7 +139,7 @@ fn root_of(target: &OwnedFd) -> Result<OwnedFd, StartError> {
 pub(crate) fn compile(request: ExecRequest<'_>, target: &OwnedFd) -> Result<Plan, StartError> {
     config::process("process.", request.process).map_err(PlanError::Rule)?;
     let mut plan = Plan::empty()?;
-    plan.agent = Agent::of(request.spec, None)?;
+    plan.agent = Agent::of(request.spec, request.state, Some(number_of(target)?))?;
     plan.patience = request.patience;
     let Plan { steps, clone, held, channel, .. } = &mut plan;
     steps.extend([Step::ClearUmask, Step::Undumpable]);

@@ -8,13 +8,15 @@
 //!   clone3 ────────────────────────────▶ walks the steps
 //!   knows the child ◀─ pid, pidfd ─────── Clone: the entrance tells of the child that it has cloned, and ends
 //!        ──────────────────── go ──────▶ the child goes on with the steps
+//!   clones the source ◀───── reached ─── BindMount
+//!        ─────────────────── mount ────▶ attaches it
 //!   runs hooks ◀──────────── reached ─── AwaitCaller
 //!        ──────────────────── go ──────▶
+//!   takes it to the agent ◀── listener ── Seccomp that notifies
 //!   returns; its end closes ◀─ reached ─ AwaitStart: accepts ◀─────────────── connects to the start socket, one byte
 //!                                        the connection is the channel now
 //!                                        AwaitCaller ── reached ────────────▶ runs startContainer hooks
 //!                                                    ◀──── go ───────────────
-//!                                        Seccomp that notifies ── listener ─▶ takes it to the agent
 //!                                        a step fails ── index, errno, text ▶ tells it
 //!                                        execve ──────── end of file ───────▶ the container runs
 //! ```
@@ -26,7 +28,7 @@
 //! program finds its way back. A fifo, as runc and crun use it, does neither.
 
 use crate::plan::{StartError, above_standard};
-use crate::step::Step;
+use crate::step::{self, FilesystemStep, Step};
 use crate::sys::{self, CloneRequest, Errno};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
@@ -110,6 +112,12 @@ pub(crate) fn receive(channel: &OwnedFd) -> Result<Message, StartError> {
     })
 }
 
+/// Hands the child what it waits for.
+pub(crate) fn hand_over(channel: &OwnedFd, mount: &OwnedFd) -> Result<(), StartError> {
+    let sent = sys::send_descriptor(channel.as_raw_fd(), &GO, mount.as_raw_fd());
+    sent.map_err(|errno| StartError::Caller { call: "sendmsg", source: errno.into() })
+}
+
 /// Lets the child go on.
 pub(crate) fn let_go(channel: &OwnedFd) -> Result<(), StartError> {
     let sent = rustix::net::send(channel, &GO, rustix::net::SendFlags::NOSIGNAL);
@@ -133,6 +141,9 @@ fn walk_from(first: usize, steps: &[Step], channel: i32) {
                 await_start(index, channel, *listener)
             }
             Step::Clone { request } => divide(index, steps, channel, *request),
+            Step::Filesystem(FilesystemStep::BindMount { root, target, .. }) => say(channel, index, 0, b"", None)
+                .and_then(|()| sys::receive_descriptor(channel))
+                .and_then(|mount| step::attach(mount, *root, target)),
             // The listener's own descriptor closes with the exec.
             Step::Seccomp { filter } if filter.notifies() => sys::install_filter(&filter.program, filter.flags)
                 .and_then(|listener| say(channel, index, 0, b"", Some(listener))),

@@ -15,14 +15,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How much of a failed hook's output an error tells, from its end.
-const OUTPUT_MAXIMUM: u64 = 2048;
+const OUTPUT_MAXIMUM: usize = 2048;
+/// How much is read at a time; what a pipe of the kernel's default size holds.
+const READ_MAXIMUM: usize = 65536;
 
 /// Why a hook stopped what it belongs to.
 #[derive(Debug, thiserror::Error)]
@@ -162,13 +164,13 @@ pub(crate) struct Waiting<'a> {
 }
 
 /// Runs the `startContainer` hooks inside the container, confined as its process will be.
-pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(), HookError> {
+pub(crate) fn start_hooks(container: Waiting<'_>, hook_state: &HookState) -> Result<(), HookError> {
     let Waiting { pid, pidfd, spec, cgroup } = container;
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_deref()).unwrap_or_default();
     if hooks.is_empty() {
         return Ok(());
     }
-    let state = state.json(Some(pid_inside(pid)), oci::ContainerState::Created);
+    let state = hook_state.json(Some(pid_inside(pid)), oci::ContainerState::Created);
     each("startContainer", hooks, &state, |hook, stdio| {
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_terminal(None);
@@ -177,6 +179,7 @@ pub(crate) fn start_hooks(container: Waiting<'_>, state: &HookState) -> Result<(
             target: pidfd,
             process: &process,
             spec,
+            state: Some(hook_state),
             cgroup,
             stdio,
             reaper: Reaper::Caller,
@@ -252,26 +255,25 @@ fn each(
             let at = at.clone();
             move |source: io::Error| HookError::Caller { at, call, source }
         };
-        // Files in memory never block, however much is in them and whoever doesn't read or write.
+        // A file in memory never blocks, whoever doesn't read it.
         let mut input = memory_file(c"hook-state").map_err(failed("memfd_create"))?;
         input.write_all(state).and_then(|()| input.rewind()).map_err(failed("write"))?;
-        let mut output = memory_file(c"hook-output").map_err(failed("memfd_create"))?;
-        let copy = || output.try_clone().map(OwnedFd::from).map_err(failed("dup"));
-        let stdio = Stdio { stdin: input.into(), stdout: copy()?, stderr: copy()? };
+        let (mut output, stdout) = Output::new().map_err(failed("pipe2"))?;
+        let stderr = stdout.try_clone().map_err(failed("dup"))?;
+        let stdio = Stdio { stdin: input.into(), stdout, stderr };
         let started = start(hook, stdio).map_err(|error| HookError::Start {
             at: at.clone(),
             path: hook.path().clone(),
             source: Box::new(error),
         })?;
         let limit = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
-        let exit = wait_at_most(&started, limit.map(Duration::from_secs)).map_err(failed("waitid"))?;
+        let exit = attend(&started, limit.map(Duration::from_secs), &mut output).map_err(failed("waitid"))?;
         match (exit, limit) {
             (Some(Exit::Code(0)), _) => {}
             (None, Some(seconds)) => return Err(HookError::Timeout { at, path: hook.path().clone(), seconds }),
             (exit, _) => {
                 let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
-                let output = last_words(&mut output).map_err(failed("read"))?;
-                return Err(HookError::Failed { at, path: hook.path().clone(), exit, output });
+                return Err(HookError::Failed { at, path: hook.path().clone(), exit, output: output.text() });
             }
         }
     }
@@ -282,35 +284,67 @@ fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?))
 }
 
-/// Waits for the end of a child; kills it when its time is over and then returns `None`.
-fn wait_at_most(started: &Started, limit: Option<Duration>) -> io::Result<Option<Exit>> {
-    let Some(limit) = limit else { return wait(started).map(Some) };
-    let end = Instant::now().checked_add(limit);
+/// Waits for the end of a child and takes what it prints; kills it when its time is over and then returns `None`.
+fn attend(started: &Started, limit: Option<Duration>, output: &mut Output) -> io::Result<Option<Exit>> {
+    let end = limit.and_then(|limit| Instant::now().checked_add(limit));
     loop {
-        let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        match poll(&mut [PollFd::new(&started.pidfd, PollFlags::IN)], Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(0) => {
-                rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL)?;
-                wait(started)?;
-                return Ok(None);
-            }
-            Ok(_) => return wait(started).map(Some),
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        // Asked for itself: whoever prints on and on is always ready.
+        if left.is_some_and(|left| left.is_zero()) {
+            rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL)?;
+            wait(started)?;
+            return Ok(None);
+        }
+        let timeout = left.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+        let mut ready = [PollFd::new(&started.pidfd, PollFlags::IN), PollFd::new(&output.pipe, PollFlags::IN)];
+        // A pipe that others have closed is ready for ever.
+        let watched = if output.open { 2 } else { 1 };
+        match poll(&mut ready[..watched], timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => drop(result?),
+        }
+        let ended = !ready[0].revents().is_empty();
+        output.take()?;
+        if ended {
+            return wait(started).map(Some);
         }
     }
 }
 
-fn last_words(output: &mut File) -> io::Result<String> {
-    let length = output.seek(SeekFrom::End(0))?;
-    output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT_MAXIMUM)))?;
-    let mut bytes = Vec::new();
-    output.take(OUTPUT_MAXIMUM).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let text = text.trim_end();
-    Ok(if text.is_empty() { String::new() } else { format!(": {text}") })
+/// The last of what a hook prints. The rest is thrown away as it comes: a hook can print for ever.
+struct Output {
+    pipe: File,
+    open: bool,
+    kept: Vec<u8>,
+}
+
+impl Output {
+    /// Makes one, and the end that the hook writes to.
+    fn new() -> io::Result<(Output, OwnedFd)> {
+        let (pipe, written) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::NONBLOCK)?;
+        Ok((Output { pipe: pipe.into(), open: true, kept: Vec::new() }, written))
+    }
+
+    /// Takes what is there now.
+    fn take(&mut self) -> io::Result<()> {
+        let mut bytes = vec![0; READ_MAXIMUM];
+        match self.pipe.read(&mut bytes) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            read => {
+                let length = read?;
+                self.open = length > 0;
+                self.kept.extend(&bytes[..length]);
+                self.kept.drain(..self.kept.len().saturating_sub(OUTPUT_MAXIMUM));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells it after a colon; nothing if there is none.
+    fn text(&self) -> String {
+        let text = String::from_utf8_lossy(&self.kept);
+        let text = text.trim_end();
+        if text.is_empty() { String::new() } else { format!(": {text}") }
+    }
 }

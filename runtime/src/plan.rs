@@ -7,7 +7,7 @@ use crate::handshake::{self, Channel, Message};
 use crate::hooks::{CreateHooks, HookState, Waiting, start_hooks};
 use crate::oci;
 use crate::seccomp::Agent;
-use crate::step::Step;
+use crate::step::{FilesystemStep, Step};
 use crate::sys::{self, CloneRequest};
 use std::fmt;
 use std::io;
@@ -197,9 +197,9 @@ impl Plan {
         let (pid, pidfd) = sys::clone_child(clone, walk).map_err(|errno| StartError::Clone(errno.into()))?;
         let mut started = Started { pid, pidfd };
         drop(child);
-        drop(held);
         let helpers = (hooks.as_ref(), agent.as_ref());
         let result = attend(&steps, &caller, patience, helpers, &mut started, clone.sibling);
+        drop(held);
         // A child that still waits for a word gives up.
         drop(caller);
         match result {
@@ -221,11 +221,14 @@ fn attend(
     started: &mut Started,
     sibling: bool,
 ) -> Result<(), StartError> {
+    let waits = steps.iter().any(|step| matches!(step, Step::AwaitStart { .. }));
     loop {
         if let Some(patience) = patience {
             await_word(channel, patience)?;
         }
         match handshake::receive(channel)? {
+            // One that is to wait says so before it goes.
+            Message::End if waits => return Err(StartError::Report),
             Message::End => return Ok(()),
             Message::Born { pid, pidfd } => {
                 // What was started was the entrance, which is ending; see `compile::namespaces`.
@@ -237,7 +240,7 @@ fn attend(
             }
             Message::Listens(listener) => {
                 let agent = agent.ok_or(StartError::Report)?;
-                agent.hand_over(&listener, started.pid, oci::ContainerState::Creating)?;
+                agent.hand_over(&listener, started.pid)?;
             }
             Message::Failed { index, errno, .. } => return Err(explain(steps, index, errno)),
             Message::Reached(index) => match steps.get(index) {
@@ -245,6 +248,9 @@ fn attend(
                 Some(Step::AwaitCaller) => {
                     hooks.map_or(Ok(()), |hooks| hooks.run(started))?;
                     handshake::let_go(channel)?;
+                }
+                Some(Step::Filesystem(FilesystemStep::BindMount { bind, .. })) => {
+                    handshake::hand_over(channel, &bind.clone_source()?)?;
                 }
                 _ => return Err(StartError::Report),
             },
@@ -321,7 +327,6 @@ pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
     if spec.process().is_none() {
         return Err(StartError::Plan(crate::process::missing()));
     }
-    let agent = Agent::of(spec, Some(hooks))?;
     let channel = handshake::connect_to_waiting(socket)
         .map_err(|source| StartError::NotWaiting { path: socket.to_path_buf(), source })?;
     handshake::let_go(&channel)?;
@@ -331,15 +336,7 @@ pub fn start_waiting(request: StartRequest<'_>) -> Result<(), StartError> {
             Message::Failed { index, errno, text } => {
                 return Err(StartError::Step { index, step: text, source: io::Error::from_raw_os_error(errno) });
             }
-            Message::Born { .. } => return Err(StartError::Report),
-            Message::Listens(listener) => {
-                let agent = agent.as_ref().ok_or(StartError::Report)?;
-                if let Err(error) = agent.hand_over(&listener, pid, oci::ContainerState::Created) {
-                    // Its program may run already, and would wait for answers for ever. The first error is the one to tell.
-                    let _ = rustix::process::pidfd_send_signal(target, rustix::process::Signal::KILL);
-                    return Err(error);
-                }
-            }
+            Message::Born { .. } | Message::Listens(_) => return Err(StartError::Report),
             // If this fails the channel closes, and the child gives up.
             Message::Reached(_) => {
                 start_hooks(Waiting { pid, pidfd: target, spec, cgroup }, hooks)?;

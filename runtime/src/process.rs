@@ -97,6 +97,9 @@ pub(crate) fn finish(
     let filter = seccomp.map(seccomp::compile).transpose()?.map(|filter| Step::Seccomp { filter });
     let no_new_privileges = process.no_new_privileges() == Some(true);
     let command = process.args().as_ref().map(|arguments| command(process, arguments).map(Arc::new)).transpose()?;
+    // A wait comes before the filter, which may then refuse what a wait needs, but not before an agent's, who is there
+    // when a container is created and maybe not when it is started.
+    let notifies = matches!(&filter, Some(Step::Seccomp { filter }) if filter.notifies());
     let mut filter = filter.into_iter();
     let mut wait = wait.into_iter().peekable();
     if wait.peek().is_some() {
@@ -104,19 +107,24 @@ pub(crate) fn finish(
         steps.extend(command.clone().map(|command| Step::FindCommand { command }));
     }
     if !no_new_privileges {
-        steps.extend(wait.by_ref());
+        if !notifies {
+            steps.extend(wait.by_ref());
+        }
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
         steps.extend(filter.by_ref());
     }
     credentials(process, steps)?;
     steps.push(Step::Umask { mask: process.user().umask().unwrap_or(0o022) & 0o777 });
     steps.push(Step::ResetSignals);
-    steps.extend(wait);
+    if !notifies {
+        steps.extend(wait.by_ref());
+    }
     if no_new_privileges {
         steps.push(Step::NoNewPrivileges);
         // As late as possible: the fewer system calls follow, the fewer must be allowed.
         steps.extend(filter);
     }
+    steps.extend(wait);
     steps.extend(command.map(|command| Step::Execute { command }));
     Ok(())
 }

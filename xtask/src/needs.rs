@@ -40,8 +40,13 @@ pub(crate) const PEERS: &[Need] = &[
     need("util-linux", "unshare"),
 ];
 /// For the tests of the OCI command line with an engine.
-pub(crate) const ENGINES: &[Need] =
-    &[need("busybox-static", "/bin/busybox"), need("podman", "podman"), need("util-linux", "unshare")];
+pub(crate) const ENGINES: &[Need] = &[
+    need("busybox-static", "/bin/busybox"),
+    need("containerd", "containerd"),
+    need("iproute2", "ip"),
+    need("podman", "podman"),
+    need("util-linux", "unshare"),
+];
 /// For the tests of pulls from a registry.
 pub(crate) const REGISTRY: &[Need] = &[
     need("buildah", "buildah"),

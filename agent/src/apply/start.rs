@@ -151,10 +151,7 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
         reaper: Reaper::CallersParent,
         extras: Extras::default(),
     };
-    let plan = Plan::compile(request).map_err(|error| match error {
-        PlanError::Ids { .. } => refused(format!("{}; set hostUsers: true in the spec", chain(&error))),
-        error => not_created(&error),
-    })?;
+    let plan = Plan::compile(request).map_err(|error| not_created(&error))?;
     plan.start().map_err(|error| start_failed(&error))
 }
 
@@ -200,6 +197,9 @@ fn start_failed(error: &StartError) -> NotStarted {
                 _ => 126,
             };
             NotStarted::CannotRun { code, message: chain(error) }
+        }
+        StartError::Plan(PlanError::Ids { .. }) => {
+            refused(format!("{}; set hostUsers: true in the spec", chain(error)))
         }
         other => not_created(other),
     }

@@ -263,14 +263,14 @@ fn capabilities(default: &oci::LinuxCapabilities, security: &Security) -> Result
     Ok(out)
 }
 
-/// A bind mount. With `map_ids` whoever owns a file of the host owns it in the pod, too.
+/// A bind mount. With `map_ids` whoever owns a file of the host owns it in the pod, too, also on what is mounted below.
 fn bind(source: &Path, destination: &str, read_only: bool, map_ids: bool) -> oci::Mount {
     let mut mount = oci::Mount::default();
     mount.set_destination(destination.into());
     mount.set_typ(Some("bind".to_owned()));
     mount.set_source(Some(source.to_owned()));
     let access = if read_only { "ro" } else { "rw" };
-    let words = ["rbind", "rprivate", access].into_iter().chain(map_ids.then_some("idmap"));
+    let words = ["rbind", "rprivate", access].into_iter().chain(map_ids.then_some("ridmap"));
     mount.set_options(Some(words.map(str::to_owned).collect()));
     mount
 }

@@ -92,7 +92,7 @@ fn users_of_its_own_are_65536_and_own_what_they_own_on_the_host() {
             .clone()
             .unwrap()
             .into_iter()
-            .filter(|mount| mount.options().iter().flatten().any(|option| option == "idmap"));
+            .filter(|mount| mount.options().iter().flatten().any(|option| option == "ridmap"));
         (users, mapped.map(|mount| mount.destination().clone()).collect::<Vec<_>>())
     };
     assert_eq!(asks(&pod), (true, vec![PathBuf::from("/found")]));

@@ -60,6 +60,7 @@ pub(crate) fn exec(root: &Path, options: &Exec) -> anyhow::Result<i32> {
         target: target.as_fd(),
         process: &process,
         spec: &spec,
+        state: Some(&container.record.hook_state()),
         cgroup: Some(&cgroup),
         stdio: own_streams()?,
         reaper: Reaper::Caller,

@@ -121,7 +121,12 @@ fn rows_of(output: &str, pids: &[i32]) -> anyhow::Result<String> {
 /// `spec`
 pub(crate) fn spec(bundle: &Path) -> anyhow::Result<()> {
     let path = bundle.join("config.json");
-    let json = serde_json::to_vec_pretty(&default_spec()).context("the example cannot be written as JSON")?;
+    let mut spec = default_spec();
+    // As runc and crun have it: the example is a shell for a person.
+    if let Some(process) = spec.process_mut() {
+        process.set_terminal(Some(true));
+    }
+    let json = serde_json::to_vec_pretty(&spec).context("the example cannot be written as JSON")?;
     let opened = OpenOptions::new().write(true).create_new(true).open(&path);
     let mut file = opened.with_context(|| format!("cannot make {path:?}"))?;
     file.write_all(&json).with_context(|| format!("cannot write {path:?}"))

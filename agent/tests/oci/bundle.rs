@@ -16,17 +16,6 @@ pub const SKEGD: &str = env!("CARGO_BIN_EXE_skegd");
 /// Where the kernel shows cgroups, by both versions and in the hybrid form.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Says why these tests can't run here, if so.
-pub fn cannot_run() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("containers need root");
-    }
-    if !Path::new("/bin/busybox").exists() {
-        return Some("/bin/busybox is missing (Debian: apt-get install busybox-static)");
-    }
-    None
-}
-
 /// A bundle, with a folder of its own for states and a cgroup of its own.
 pub struct Bundle {
     pub folder: tempfile::TempDir,
@@ -42,6 +31,7 @@ impl Bundle {
         bundle.works(&["spec"]);
         bundle.change(|config| {
             config["process"]["args"] = json!(arguments);
+            config["process"]["terminal"] = json!(false);
             config["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.cgroup));
         });
         bundle

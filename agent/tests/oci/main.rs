@@ -1,9 +1,12 @@
 //! The OCI command line as engines and people call it: the real binary, real containers. Needs root and
-//! busybox-static; podman for one.
+//! busybox-static; podman and containerd for one each.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
 
 mod bundle;
+mod containerd;
+#[path = "../support/needs.rs"]
+mod needs;
 mod podman;
 
 use std::fs;
@@ -12,17 +15,9 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use bundle::{Bundle, Running, cannot_run, err, out, until};
+use bundle::{Bundle, Running, err, out, until};
+use needs::needs_root;
 use serde_json::{Value, json};
-
-macro_rules! needs_root {
-    () => {
-        if let Some(why) = cannot_run() {
-            println!("skipped: {why}");
-            return;
-        }
-    };
-}
 
 #[test]
 fn a_container_goes_through_its_whole_life() {

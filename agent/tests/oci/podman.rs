@@ -5,7 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::bundle::{SKEGD, cannot_run, err, fill, out};
+use super::bundle::{SKEGD, err, fill, out};
+use super::needs::cannot_run;
 
 /// Limits that this machine's root may set; podman's own defaults are higher.
 const ULIMITS: [&str; 4] = ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=30000:30000"];

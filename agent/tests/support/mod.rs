@@ -2,9 +2,10 @@
 
 pub mod controller;
 pub mod image;
+pub mod needs;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,17 +14,6 @@ use skeg_protocol::manifest::{Image, ImageSource};
 use skeg_protocol::{Container, ContainerState, Digest, Pod, PodStatus, Uid};
 
 const SKEGD: &str = env!("CARGO_BIN_EXE_skegd");
-
-/// Says why these tests can't run here, if so.
-pub fn cannot_run() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("containers need root");
-    }
-    if !Path::new("/bin/busybox").exists() {
-        return Some("/bin/busybox is missing (Debian: apt-get install busybox-static)");
-    }
-    None
-}
 
 /// One device.
 pub struct Device {

@@ -45,7 +45,7 @@ pub(super) struct Hierarchy {
 /// How the host mounts its cgroups. Reading it takes longer than making a cgroup: whoever stays should keep it.
 #[derive(Clone, Debug)]
 pub struct HostCgroups {
-    hierarchies: Vec<Arc<Hierarchy>>,
+    hierarchies: Arc<[Arc<Hierarchy>]>,
 }
 
 /// Finds the cgroup filesystems of this host by their type in the mount table.
@@ -81,7 +81,7 @@ impl HostCgroups {
         if hierarchies.is_empty() {
             return Err(CgroupError::NotMounted);
         }
-        Ok(HostCgroups { hierarchies })
+        Ok(HostCgroups { hierarchies: hierarchies.into() })
     }
 
     /// The hierarchies of version 1 as `cpu,cpuacct`, for mounting them in a container.

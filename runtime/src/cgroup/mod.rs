@@ -21,6 +21,7 @@ mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod version_one;
 mod version_two;
 
@@ -111,6 +112,7 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     folders: Vec<Folder>,
+    host: HostCgroups,
 }
 
 impl Cgroup {
@@ -184,7 +186,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Path`] for a folder that is not below its hierarchy.
     pub fn restore(host: &HostCgroups, folders: &BTreeMap<String, PathBuf>) -> Result<Cgroup, CgroupError> {
-        let mut cgroup = Cgroup { folders: Vec::new() };
+        let mut cgroup = Cgroup { folders: Vec::new(), host: host.clone() };
         for hierarchy in host.used() {
             let Some(path) = folders.get(&hierarchy.key()) else { continue };
             let below = path.strip_prefix(&hierarchy.mount).ok().filter(|below| below.components().next().is_some());
@@ -203,7 +205,12 @@ impl Cgroup {
     pub fn place(host: &HostCgroups, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         let folder =
             |hierarchy: &Arc<Hierarchy>| Ok(Folder { hierarchy: hierarchy.clone(), path: path.folder(hierarchy)? });
-        Ok(Cgroup { folders: host.used().map(folder).collect::<Result<_, CgroupError>>()? })
+        Ok(Cgroup { folders: host.used().map(folder).collect::<Result<_, CgroupError>>()?, host: host.clone() })
+    }
+
+    /// The host that it was made on.
+    pub(crate) fn host(&self) -> &HostCgroups {
+        &self.host
     }
 
     /// The folder that stands for all in messages.

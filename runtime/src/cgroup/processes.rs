@@ -4,13 +4,13 @@
 
 use super::hierarchy::Version;
 use super::setting::write;
-use super::{Cgroup, CgroupError, PATIENCE};
+use super::{Cgroup, CgroupError, PATIENCE, tree};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 impl Cgroup {
@@ -21,7 +21,12 @@ impl Cgroup {
     pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
         let mut processes = BTreeSet::new();
         for folder in &self.folders {
-            collect(&folder.path, &mut processes)?;
+            let visited = tree::visit(&folder.path, |folder| {
+                let listed = list(folder)?;
+                processes.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+                Ok(())
+            });
+            visited.map_err(|source| folder.error("read", "cgroup.procs", source))?;
         }
         Ok(processes.into_iter().collect())
     }
@@ -88,6 +93,7 @@ impl Cgroup {
 
     pub(crate) fn kill_one_by_one(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + PATIENCE;
+        let mut first = true;
         loop {
             let processes = self.processes()?;
             if processes.is_empty() {
@@ -95,6 +101,12 @@ impl Cgroup {
             }
             if Instant::now() > deadline {
                 return Err(CgroupError::Busy { path: self.path(), processes });
+            }
+            // Who forks faster than he is listed must stand still for it. Where nobody can be made to, rounds must do.
+            if !std::mem::take(&mut first)
+                && let Err(error) = self.freeze()
+            {
+                log::debug!("{error}");
             }
             self.signal(libc::SIGKILL)?;
             // A frozen process dies when it goes on.
@@ -111,7 +123,7 @@ impl Cgroup {
     /// # Errors
     /// Theirs.
     pub fn end(&self) -> Result<(), CgroupError> {
-        if self.folders.iter().all(|folder| remove_tree(&folder.path).is_ok()) {
+        if self.folders.iter().all(|folder| tree::remove(&folder.path).is_ok()) {
             return Ok(());
         }
         self.kill()?;
@@ -127,7 +139,7 @@ impl Cgroup {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(200);
         for folder in &self.folders {
-            while let Err(source) = remove_tree(&folder.path) {
+            while let Err(source) = tree::remove(&folder.path) {
                 if source.raw_os_error() != Some(libc::EBUSY) {
                     return Err(folder.error("remove", "", source));
                 }
@@ -156,51 +168,19 @@ impl Cgroup {
     }
 }
 
-/// Adds the processes of a folder and of those below it.
-fn collect(folder: &Path, processes: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
-    let gone = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
-    let failed = |path: &Path, source| CgroupError::File { action: "read", path: path.into(), source };
-    let list = folder.join("cgroup.procs");
-    match fs::read_to_string(&list) {
-        Ok(text) => processes.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0)),
-        Err(error) if gone(&error) => return Ok(()),
-        // A threaded cgroup lists its processes in the folder that it belongs to.
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-        Err(error) => return Err(failed(&list, error)),
+/// Reads the list of processes of one folder; nothing if it is gone, or a threaded cgroup's, which are listed in the
+/// folder that it belongs to.
+fn list(folder: &OwnedFd) -> io::Result<String> {
+    use rustix::fs::{Mode, OFlags, openat};
+    let mut text = String::new();
+    let opened = openat(folder, c"cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    match opened.map_err(io::Error::from).and_then(|file| fs::File::from(file).read_to_string(&mut text)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {}
+        read => drop(read?),
     }
-    let entries = match fs::read_dir(folder) {
-        Err(error) if gone(&error) => return Ok(()),
-        entries => entries.map_err(|source| failed(folder, source))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(|source| failed(folder, source))?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&entry.path(), processes)?;
-        }
-    }
-    Ok(())
+    Ok(text)
 }
 
 fn open_process(pid: i32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
-}
-
-/// Removes a cgroup folder with those below it; the files in it are the kernel's and go with it.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Somebody is in it, or it has folders of its own.
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-        result => return result,
-    }
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }

@@ -312,6 +312,55 @@ fn a_frozen_container_stands_still_and_can_be_killed() {
     }
 }
 
+/// Each of these processes lives only until it has a successor. Without anybody standing still for it, a list of them is
+/// always old.
+#[test]
+fn processes_that_fork_on_and_on_cannot_outrun_their_end() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::with_cgroup(&Limits { pids: Some(100), ..Limits::default() });
+    let cgroup = ground.cgroup.as_ref().unwrap();
+    if cgroup.unified().is_none() && cgroup.find("freezer").is_none() {
+        println!("skipped: needs a freezer");
+        return;
+    }
+    // In the caller's pid namespace: one of its own would end with its first process.
+    let spec = crate::tests::support::change_linux(
+        shell("run() { run & }; for each in 1 2 3 4 5 6 7 8; do run; done; echo running; busybox sleep 1000"),
+        |linux| {
+            let mut namespaces = linux.namespaces().clone().unwrap();
+            namespaces.retain(|namespace| namespace.typ() != oci::LinuxNamespaceType::Pid);
+            linux.set_namespaces(Some(namespaces));
+        },
+    );
+    let (started, output) = ground.start(&spec).unwrap();
+    BufReader::new(output).read_line(&mut String::new()).unwrap();
+    cgroup.kill_one_by_one().unwrap();
+    assert_eq!(crate::wait(&started).unwrap(), crate::Exit::Signal(libc::SIGKILL));
+    cgroup.remove().unwrap();
+}
+
+/// A path has an end at 4096 bytes; a container with a writable cgroup makes folders without one.
+#[test]
+fn a_cgroup_deeper_than_a_path_is_searched_and_removed() {
+    if cannot_run() {
+        return;
+    }
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let ground = Ground::with_cgroup(&Limits::default());
+    let cgroup = ground.cgroup.as_ref().unwrap();
+    let name = "n".repeat(200);
+    let mut here = openat(CWD, &cgroup.folders[0].path, OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..25 {
+        mkdirat(&here, name.as_str(), Mode::RWXU).unwrap();
+        here = openat(&here, name.as_str(), OFlags::PATH, Mode::empty()).unwrap();
+    }
+    assert_eq!(cgroup.processes().unwrap(), Vec::<i32>::new());
+    cgroup.end().unwrap();
+    assert!(!cgroup.folders[0].path.exists());
+}
+
 /// utime and stime of proc_pid_stat(5).
 fn processor_time(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

@@ -114,7 +114,7 @@ pub enum PlanError {
         source: io::Error,
     },
     /// A bind mount cannot show its files with the ids that the container asks for.
-    #[error("{at}: the filesystem of {path} can't be mounted with other ids")]
+    #[error("{at}: the filesystem of {path}, or one mounted below it, can't be mounted with other ids")]
     Ids {
         /// The place in the specification.
         at: String,
@@ -175,7 +175,8 @@ impl Plan {
             device_folder: None,
             read_only_later: Vec::new(),
             cgroup_folders: cgroup.map(Cgroup::folders).unwrap_or_default(),
-            host,
+            // Reading the mount table takes longer than all the rest of this.
+            host: host.or_else(|| cgroup.map(Cgroup::host).cloned()),
         };
         compiler.score(process);
         compiler.steps.push(Step::Undumpable);
@@ -217,7 +218,7 @@ impl Plan {
         if compiler.lists(Kind::Mount) {
             compiler.root_propagation()?;
         }
-        let agent = Agent::of(spec, extras.hooks)?;
+        let agent = Agent::of(spec, extras.hooks, None)?;
         process::finish(process, spec.linux().as_ref(), ending, &mut compiler.steps)?;
         let Compiler { mut steps, clone, held, .. } = compiler;
         tell_later(&mut steps);

@@ -1,7 +1,8 @@
 //! The mounts of a plan: filesystems, bind mounts and the container's view of its cgroup.
 //!
-//! Owns `mounts` of the specification (config.md, "Mounts"). Must not attach anything: bind mounts are cloned from their
-//! source here, by the caller with the caller's rights, and wait detached until the child attaches them.
+//! Owns `mounts` of the specification (config.md, "Mounts"). Must not attach anything: what is bound is opened here, and
+//! cloned by the caller with the caller's rights, when the child comes to it. The kernel lists mounts in the order in
+//! which they were made, so none may be made ahead.
 
 use super::filesystem::target;
 use super::{Compiler, PlanError};
@@ -10,11 +11,11 @@ use crate::mounts::Options;
 use crate::oci;
 use crate::process::c_string;
 use crate::step::{Bind, Filesystem, FilesystemStep, PROC_MAGIC};
-use crate::sys::{self, MountAttributes};
+use crate::sys::{self, Errno, MountAttributes};
 use crate::user_namespace::new_user_namespace;
 use oci::LinuxNamespaceType as Kind;
 use std::ffi::CString;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 /// fsconfig(2) takes a value of at most 255 bytes.
@@ -159,8 +160,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// Clones the source, a path of the host (a relative one counts from the caller's working folder), with all its
-    /// attributes: read-only and the like hold before anybody can see the mount.
+    /// Opens the source, a path of the host; a relative one counts from the caller's working folder.
     fn bind_source(
         &mut self,
         at: &str,
@@ -169,24 +169,17 @@ impl Compiler<'_> {
         options: &Options,
         ids: Option<(i32, bool)>,
     ) -> Result<(), PlanError> {
-        let failed = |errno: sys::Errno| PlanError::Path {
-            at: format!("{at}.source"),
-            path: source.into(),
-            source: errno.into(),
-        };
-        let text = c_string(format!("{at}.source"), source.as_os_str().as_encoded_bytes())?;
-        let recursive = if options.bind == Some(true) { libc::AT_RECURSIVE as u32 } else { 0 };
-        let mount = sys::open_tree(libc::AT_FDCWD, &text, libc::OPEN_TREE_CLONE | recursive).map_err(failed)?;
-        let mount = sys::own(mount);
-        let is_file = !sys::stat(mount.as_raw_fd()).map_err(failed)?.is_folder();
+        let at_source = format!("{at}.source");
+        let failed =
+            |errno: Errno| PlanError::Path { at: at_source.clone(), path: source.into(), source: errno.into() };
+        let text = c_string(&at_source, source.as_os_str().as_encoded_bytes())?;
+        // Not open(2), which would not mount what is mounted on demand.
+        let opened = sys::own(sys::open_tree(libc::AT_FDCWD, &text, 0).map_err(failed)?);
+        let is_file = !sys::stat(opened.as_raw_fd()).map_err(failed)?.is_folder();
         let target = target(&format!("{at}.destination"), destination, is_file)?;
-        if *target.path == *c"proc" && sys::filesystem_kind(mount.as_raw_fd()).map_err(failed)? != PROC_MAGIC {
+        if *target.path == *c"proc" && sys::filesystem_kind(opened.as_raw_fd()).map_err(failed)? != PROC_MAGIC {
             let value = source.display().to_string();
-            return Err(PlanError::invalid(
-                format!("{at}.source"),
-                value,
-                "must be a procfs: others trust what /proc says",
-            ));
+            return Err(PlanError::invalid(at_source, value, "must be a procfs: others trust what /proc says"));
         }
         self.devices &= *target.path != *c"dev";
         let mut own = options.attributes;
@@ -200,19 +193,9 @@ impl Compiler<'_> {
             attributes.set |= libc::MOUNT_ATTR_IDMAP;
             attributes.user_namespace = user_namespace as u64;
         }
-        for (attributes, flags) in [(own, 0), (below, libc::AT_RECURSIVE)] {
-            if attributes != MountAttributes::default() {
-                let set = sys::set_mount_attributes(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, &attributes);
-                set.map_err(|errno| match attributes.set & libc::MOUNT_ATTR_IDMAP {
-                    0 => failed(errno),
-                    _ => PlanError::Ids { at: format!("{at}.source"), path: source.into(), source: errno.into() },
-                })?;
-            }
-        }
-        let below_text = if below == MountAttributes::default() { String::new() } else { format!("{below} and below") };
-        let recursively = if recursive == 0 { "" } else { " recursively" };
-        let bind =
-            Bind { mount: self.hold(mount)?, source: format!("{}{recursively}{own}{below_text}", source.display()) };
+        let recursive = options.bind == Some(true);
+        let opened = self.hold(opened)?;
+        let bind = Bind { source: opened, recursive, own, below, at: at_source, path: source.into() };
         self.step(FilesystemStep::BindMount { root: self.root, target, bind });
         Ok(())
     }
@@ -270,6 +253,33 @@ impl Compiler<'_> {
             }
             label => Ok(label),
         }
+    }
+}
+
+impl Bind {
+    /// Clones the source with all its attributes: read-only and the like hold before anybody can see the mount.
+    pub(crate) fn clone_source(&self) -> Result<OwnedFd, PlanError> {
+        let path = || (self.at.clone(), self.path.clone());
+        let failed = |errno: Errno| {
+            let (at, path) = path();
+            PlanError::Path { at, path, source: errno.into() }
+        };
+        let recursive = if self.recursive { libc::AT_RECURSIVE as u32 } else { 0 };
+        let flags = libc::OPEN_TREE_CLONE | libc::AT_EMPTY_PATH as u32 | recursive;
+        let mount = sys::own(sys::open_tree(self.source, c"", flags).map_err(failed)?);
+        for (attributes, flags) in [(self.own, 0), (self.below, libc::AT_RECURSIVE)] {
+            if attributes != MountAttributes::default() {
+                let set = sys::set_mount_attributes(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, &attributes);
+                set.map_err(|errno| match attributes.set & libc::MOUNT_ATTR_IDMAP {
+                    0 => failed(errno),
+                    _ => {
+                        let (at, path) = path();
+                        PlanError::Ids { at, path, source: errno.into() }
+                    }
+                })?;
+            }
+        }
+        Ok(mount)
     }
 }
 

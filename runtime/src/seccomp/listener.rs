@@ -22,11 +22,17 @@ pub(crate) struct Agent {
     path: PathBuf,
     metadata: Option<String>,
     state: HookState,
+    /// The running container's first process; nothing while that is the very process that is made.
+    container: Option<i32>,
 }
 
 impl Agent {
     /// The agent that a specification names, if its profile has a rule with `SCMP_ACT_NOTIFY`.
-    pub(crate) fn of(spec: &oci::Spec, state: Option<&HookState>) -> Result<Option<Agent>, PlanError> {
+    pub(crate) fn of(
+        spec: &oci::Spec,
+        state: Option<&HookState>,
+        container: Option<i32>,
+    ) -> Result<Option<Agent>, PlanError> {
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let Some(seccomp) = seccomp.filter(|seccomp| notifies(seccomp)) else { return Ok(None) };
         let path = seccomp.listener_path().clone().unwrap_or_default();
@@ -35,23 +41,22 @@ impl Agent {
             return Err(PlanError::invalid("linux.seccomp.listenerPath", path.display().to_string(), reason));
         };
         let metadata = seccomp.listener_metadata().clone();
-        Ok(Some(Agent { path, metadata, state: state.clone() }))
+        Ok(Some(Agent { path, metadata, state: state.clone(), container }))
     }
 
     /// Hands the listener of a process over, on a connection of its own. Blocks while the agent takes no connection.
-    pub(crate) fn hand_over(
-        &self,
-        listener: &OwnedFd,
-        pid: i32,
-        status: oci::ContainerState,
-    ) -> Result<(), StartError> {
+    pub(crate) fn hand_over(&self, listener: &OwnedFd, pid: i32) -> Result<(), StartError> {
+        let (container, status) = match self.container {
+            None => (pid, oci::ContainerState::Creating),
+            Some(container) => (container, oci::ContainerState::Running),
+        };
         let mut state = oci::ContainerProcessState::default();
         state
             .set_version(self.state.version.clone())
             .set_fds(vec![oci::SECCOMP_FD_NAME.into()])
             .set_pid(pid)
             .set_metadata(self.metadata.clone())
-            .set_state(self.state.at(Some(pid), status));
+            .set_state(self.state.at(Some(container), status));
         let told = serde_json::to_vec(&state).expect("texts, numbers and maps of texts have a JSON form");
         let sent = connect_to(&self.path, SocketType::STREAM).and_then(|socket| send(socket, &told, listener.as_fd()));
         sent.map_err(|source| StartError::Listener { path: self.path.clone(), source })

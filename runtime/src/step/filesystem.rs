@@ -8,7 +8,7 @@ use super::hide::{Covers, make_path_read_only};
 use super::mount::{Bind, Filesystem};
 use super::target::{Target, move_to_slot};
 use super::text;
-use crate::sys::{self, MountAttributes};
+use crate::sys::{self, Errno, MountAttributes};
 use std::ffi::{CStr, CString};
 use std::fmt;
 
@@ -135,7 +135,8 @@ impl FilesystemStep {
             FilesystemStep::MakeFolder { root, target } => target.open(*root).map(sys::close),
             FilesystemStep::Mount { root, target, filesystem } => filesystem.mount(*root, target),
             FilesystemStep::Remount { root, target, filesystem } => filesystem.remount(*root, target),
-            FilesystemStep::BindMount { root, target, bind } => bind.mount(*root, target),
+            // The walk does this with the caller's help.
+            FilesystemStep::BindMount { .. } => Err(Errno(libc::ENOSYS)),
             FilesystemStep::ChangeMount { root, target, attributes } => {
                 let place = target.open_for_mount(*root)?;
                 sys::set_mount_attributes(place, c"", libc::AT_EMPTY_PATH, attributes)?;
@@ -217,7 +218,7 @@ impl fmt::Display for FilesystemStep {
             FilesystemStep::MakeFolder { target, .. } => write!(out, "make folder {target}"),
             FilesystemStep::Mount { target, filesystem, .. } => write!(out, "mount {filesystem} on {target}"),
             FilesystemStep::Remount { target, filesystem, .. } => write!(out, "remount {filesystem} on {target}"),
-            FilesystemStep::BindMount { target, bind, .. } => write!(out, "bind {} on {target}", bind.source),
+            FilesystemStep::BindMount { target, bind, .. } => write!(out, "bind {bind} on {target}"),
             FilesystemStep::ChangeMount { target, attributes, .. } => {
                 write!(out, "change mount{attributes} on {target}")
             }

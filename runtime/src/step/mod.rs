@@ -16,7 +16,7 @@ pub(crate) use attributes::AttributeStep;
 pub(crate) use device::Device;
 pub(crate) use filesystem::FilesystemStep;
 pub(crate) use hide::Covers;
-pub(crate) use mount::{Bind, Filesystem};
+pub(crate) use mount::{Bind, Filesystem, attach};
 pub(crate) use target::{PROC_MAGIC, Target};
 
 use crate::seccomp::Filter;

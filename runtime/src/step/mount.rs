@@ -9,6 +9,7 @@ use super::text;
 use crate::sys::{self, MountAttributes};
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::path::PathBuf;
 
 /// A filesystem to be mounted.
 #[derive(Debug)]
@@ -74,23 +75,30 @@ impl Filesystem {
     }
 }
 
-/// A bind mount, cloned from its source by the caller; it waits detached.
+/// A bind mount. The caller clones it from its source and hands it over when the child comes to it.
 #[derive(Debug)]
 pub(crate) struct Bind {
-    pub(crate) mount: i32,
-    /// For people: what was cloned, and how it was changed.
-    pub(crate) source: String,
+    /// What is bound, open in the caller.
+    pub(crate) source: i32,
+    /// With all that is mounted below.
+    pub(crate) recursive: bool,
+    /// Of the mount itself.
+    pub(crate) own: MountAttributes,
+    /// Of the mount and all below.
+    pub(crate) below: MountAttributes,
+    /// The source's place in the specification.
+    pub(crate) at: String,
+    /// The source.
+    pub(crate) path: PathBuf,
 }
 
-impl Bind {
-    /// Attaches it.
-    pub(crate) fn mount(&self, root: i32, target: &Target) -> sys::Result<()> {
-        let place = target.open_for_mount(root)?;
-        sys::attach_mount(self.mount, place)?;
-        sys::close(place);
-        sys::close(self.mount);
-        Ok(())
-    }
+/// Attaches a mount that was handed over.
+pub(crate) fn attach(mount: i32, root: i32, target: &Target) -> sys::Result<()> {
+    let place = target.open_for_mount(root)?;
+    sys::attach_mount(mount, place)?;
+    sys::close(place);
+    sys::close(mount);
+    Ok(())
 }
 
 /// The permission bits of a mode in octal digits, built without allocation.
@@ -105,6 +113,14 @@ impl Octal {
     fn as_c_str(&self) -> &CStr {
         // Four digits and the NUL.
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"0755")
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let recursively = if self.recursive { " recursively" } else { "" };
+        write!(out, "{}{recursively}{}", self.path.display(), self.own)?;
+        if self.below == MountAttributes::default() { Ok(()) } else { write!(out, "{} and below", self.below) }
     }
 }
 

@@ -140,14 +140,15 @@ pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize> {
     }
 }
 
+/// `struct cmsghdr` with one descriptor, padded as the kernel pads it.
+#[repr(C, align(8))]
+struct Attached {
+    header: libc::cmsghdr,
+    descriptor: i32,
+}
+
 /// sendmsg(2) of a message with one descriptor attached; unix(7), `SCM_RIGHTS`.
 pub(crate) fn send_descriptor(socket: i32, bytes: &[u8], descriptor: i32) -> Result<()> {
-    /// `struct cmsghdr` with one descriptor, padded as the kernel pads it.
-    #[repr(C, align(8))]
-    struct Attached {
-        header: libc::cmsghdr,
-        descriptor: i32,
-    }
     // SAFETY: all-zero bytes are a valid cmsghdr and a valid i32.
     let mut attached: Attached = unsafe { std::mem::zeroed() };
     attached.header.cmsg_level = libc::SOL_SOCKET;
@@ -164,6 +165,31 @@ pub(crate) fn send_descriptor(socket: i32, bytes: &[u8], descriptor: i32) -> Res
     message.msg_controllen = size_of::<Attached>() as _;
     // SAFETY: the message's parts are alive for the call and of the lengths given; sending changes none of them.
     check(unsafe { libc::syscall(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL) }).map(drop)
+}
+
+/// recvmsg(2) of a one-byte message with one descriptor attached; close-on-exec. `ECANCELED` if there is none: the other
+/// side is gone.
+pub(crate) fn receive_descriptor(socket: i32) -> Result<i32> {
+    let mut byte = 0_u8;
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: all-zero bytes are a valid cmsghdr and a valid i32.
+    let mut attached: Attached = unsafe { std::mem::zeroed() };
+    // SAFETY: all-zero bytes are a valid struct msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut attached).cast();
+    message.msg_controllen = size_of::<Attached>() as _;
+    loop {
+        // SAFETY: the message's parts are alive and writable for the call, and of the lengths given.
+        match check(unsafe { libc::syscall(libc::SYS_recvmsg, socket, &raw mut message, libc::MSG_CMSG_CLOEXEC) }) {
+            Err(Errno(libc::EINTR)) => {}
+            received => {
+                let whole = received? == 1 && attached.header.cmsg_type == libc::SCM_RIGHTS;
+                return if whole { Ok(attached.descriptor) } else { Err(Errno(libc::ECANCELED)) };
+            }
+        }
+    }
 }
 
 /// The kind of a namespace as its `CLONE_NEW*` flag; ioctl_ns(2), `NS_GET_NSTYPE`. `ENOTTY` if it is none.

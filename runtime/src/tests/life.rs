@@ -213,6 +213,23 @@ fn a_hook_beyond_its_timeout_is_killed() {
     assert_eq!((at.as_str(), seconds), ("hooks.poststop[0]", 1));
 }
 
+/// Its output once went to a file in memory without an end.
+#[test]
+fn a_hook_that_prints_for_ever_fills_no_memory_and_has_its_timeout() {
+    if cannot_run() {
+        return;
+    }
+    let mut chatty = hook("exec busybox yes");
+    chatty.set_timeout(Some(1));
+    let error = run_hooks("poststop", &[chatty], b"{}").unwrap_err();
+    assert!(matches!(error, HookError::Timeout { seconds: 1, .. }), "{error}");
+    let verbose = hook("busybox yes | busybox head -c 1000000; echo; echo the end; exit 3");
+    let HookError::Failed { output, .. } = run_hooks("poststop", &[verbose], b"{}").unwrap_err() else {
+        panic!("it ran")
+    };
+    assert!(output.len() <= 2050 && output.ends_with("y\n\nthe end"), "{output}");
+}
+
 #[test]
 fn a_hook_that_is_not_there_is_named() {
     let missing = oci::HookBuilder::default().path(Path::new("/no/such/hook")).build().unwrap();

@@ -382,6 +382,62 @@ fn an_idmapped_bind_shows_the_ids_of_its_map() {
     assert_eq!((made.uid(), made.gid()), (0, 0), "the namespace's root is the owner's on the disk");
 }
 
+/// A mount below what is bound once kept the host's ids, and nobody could write there.
+#[test]
+fn what_is_mounted_below_a_recursively_idmapped_bind_has_the_same_ids() {
+    if cannot_map_ids() {
+        return;
+    }
+    let ground = Ground::new();
+    let below = ground.path("data/below");
+    fs::create_dir_all(&below).unwrap();
+    rustix::mount::mount("tmpfs", &below, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    let user = rustix::process::geteuid().as_raw();
+    std::os::unix::fs::chown(&below, Some(user), Some(8)).unwrap();
+    super::namespaces::open(&ground);
+    let mapped = mount("/data", "bind", ground.path("data").to_str().unwrap(), "rbind,ridmap");
+    let line = "busybox stat -c %u:%g /data/below; busybox touch /data/below/made";
+    let spec = with_mounts(super::namespaces::in_user_namespace(line), vec![mapped]);
+    let outcome = ground.run_spec(&spec);
+    let made = below.join("made").exists();
+    rustix::mount::unmount(&below, rustix::mount::UnmountFlags::DETACH).unwrap();
+    match outcome {
+        Err(crate::StartError::Plan(crate::PlanError::Ids { .. })) => {
+            println!("skipped: needs a tmpfs that can be mounted with other ids");
+        }
+        outcome => assert_eq!((outcome.unwrap().output.as_str(), made), ("0:8\n", true)),
+    }
+}
+
+/// The kernel lists them by age, and a bind mount was once made before all others.
+#[test]
+fn mounts_are_listed_in_the_order_of_the_specification() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::new();
+    let source = ground.path("data");
+    fs::create_dir(&source).unwrap();
+    let source = source.to_str().unwrap();
+    let mounts = || {
+        vec![
+            mount("/one", "tmpfs", "tmpfs", "rw"),
+            mount("/two", "bind", source, "bind"),
+            mount("/three", "tmpfs", "tmpfs", "rw"),
+            mount("/four", "bind", source, "rbind,ro"),
+        ]
+    };
+    let line = "busybox grep -oE ' /(one|two|three|four) ' /proc/self/mountinfo";
+    let expected = " /one \n /two \n /three \n /four \n";
+    assert_eq!(output_with(&ground, mounts(), line), expected);
+    if cannot_map_ids() {
+        return;
+    }
+    super::namespaces::open(&ground);
+    let spec = with_mounts(super::namespaces::in_user_namespace(line), mounts());
+    assert_eq!(ground.run_spec(&spec).unwrap().output, expected);
+}
+
 /// Engines ask for no cgroup namespace on version 1, and programs look for their own limit.
 #[test]
 fn without_a_cgroup_namespace_version_one_shows_the_container_s_own_folders() {

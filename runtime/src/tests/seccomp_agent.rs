@@ -1,22 +1,32 @@
 //! A seccomp agent: gets the listener of a container's filter, and answers for the kernel.
 
-use super::support::{Ground, cannot_run, change_linux, shell};
-use crate::{Extras, HookState, StartError, oci, wait};
+use super::support::{Ground, cannot_run, change_linux, change_process, shell, with_arguments};
+use crate::{
+    ExecRequest, Extras, HookState, Reaper, StartError, StartRequest, Stdio, bind_start_socket, exec, oci, wait,
+};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::fs::File;
 use std::io::{IoSliceMut, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 /// A container that makes a folder, which its agent is asked about.
 fn asking(path: &Path) -> oci::Spec {
+    asked(shell(ASKING), path)
+}
+
+const ASKING: &str = "busybox mkdir /asked; echo $?";
+const ANSWERED: &str = "mkdir: can't create directory '/asked': Function not implemented\n1\n";
+
+fn asked(spec: oci::Spec, path: &Path) -> oci::Spec {
     let profile = serde_json::json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "listenerPath": path,
         "listenerMetadata": "for the agent",
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
     });
-    change_linux(shell("busybox mkdir /asked; echo $?"), |linux| {
+    change_linux(spec, |linux| {
         linux.set_seccomp(Some(serde_json::from_value(profile).unwrap()));
     })
 }
@@ -68,7 +78,7 @@ fn an_agent_gets_the_listener_and_answers() {
     let started = plan.start().unwrap();
     let mut text = String::new();
     output.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "mkdir: can't create directory '/asked': Function not implemented\n1\n");
+    assert_eq!(text, ANSWERED);
     wait(&started).unwrap();
     let (told, name) = agent.join().unwrap();
     assert_eq!(name, Path::new("anon_inode:seccomp notify"));
@@ -78,6 +88,82 @@ fn an_agent_gets_the_listener_and_answers() {
             "annotations": {}},
     });
     assert_eq!(told, expected);
+}
+
+/// Whoever creates a container has its agent at hand; whoever starts it may not.
+#[test]
+fn an_agent_gets_the_listener_when_the_container_is_created() {
+    if cannot_run() {
+        return;
+    }
+    for no_new_privileges in [true, false] {
+        let ground = Ground::new();
+        let (path, socket) = (ground.path("agent.sock"), ground.path("start.sock"));
+        let listener = UnixListener::bind(&path).unwrap();
+        let spec = change_process(asking(&path), |process| {
+            process.set_no_new_privileges(Some(no_new_privileges));
+        });
+        let state = state();
+        let start_socket = Some(bind_start_socket(&socket).unwrap());
+        let (plan, mut output) = ground.plan_with(&spec, Extras { start_socket, ..extras(&state) }).unwrap();
+        let created = plan.start().unwrap();
+        let (filter, told) = receive(&listener);
+        assert_eq!(told["state"]["status"], "creating");
+        drop(filter);
+        let (pid, target) = (created.pid, created.pidfd.as_fd());
+        crate::start_waiting(StartRequest { socket: &socket, pid, target, spec: &spec, cgroup: None, hooks: &state })
+            .unwrap();
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        assert_eq!(text, ANSWERED, "{no_new_privileges}");
+        wait(&created).unwrap();
+    }
+}
+
+#[test]
+fn an_agent_gets_the_listener_of_a_process_that_enters() {
+    if cannot_run() {
+        return;
+    }
+    let ground = Ground::new();
+    let path = ground.path("agent.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let state = state();
+    let spec = asked(with_arguments(&["/bin/busybox", "sleep", "1000"]), &path);
+    let (plan, _output) = ground.plan_with(&spec, extras(&state)).unwrap();
+    let container = plan.start().unwrap();
+    drop(receive(&listener));
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let stdin = File::open("/dev/null").unwrap().into();
+    let wanted = shell(ASKING);
+    let request = |state, stdio| ExecRequest {
+        target: container.pidfd.as_fd(),
+        process: wanted.process().as_ref().unwrap(),
+        spec: &spec,
+        state,
+        cgroup: None,
+        stdio,
+        reaper: Reaper::Caller,
+        console: None,
+        preserve_fds: 0,
+        keyring: None,
+        patience: None,
+    };
+    let entered =
+        exec(request(Some(&state), Stdio { stdin, stdout: write.try_clone().unwrap(), stderr: write })).unwrap();
+    let (filter, told) = receive(&listener);
+    drop(filter);
+    let mut text = String::new();
+    File::from(read).read_to_string(&mut text).unwrap();
+    assert_eq!(text, ANSWERED);
+    wait(&entered).unwrap();
+    assert_eq!((&told["pid"], &told["state"]["pid"]), (&entered.pid.into(), &container.pid.into()));
+    assert_eq!(told["state"]["status"], "running");
+    let null = || File::open("/dev/null").unwrap().into();
+    let error = exec(request(None, Stdio { stdin: null(), stdout: null(), stderr: null() })).unwrap_err().to_string();
+    assert!(error.ends_with("is told the container's state, which this caller has none of"), "{error}");
+    rustix::process::pidfd_send_signal(&container.pidfd, rustix::process::Signal::KILL).unwrap();
+    wait(&container).unwrap();
 }
 
 #[test]
