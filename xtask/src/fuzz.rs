@@ -17,7 +17,8 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
                      -Ccodegen-units=1 --cfg fuzzing";
 
 /// The targets of the smoke test, each with its number of runs: some seconds.
-const SMOKE: [(&str, u32); 4] = [("decode", 200_000), ("config", 100_000), ("layer", 20_000), ("image", 100_000)];
+const SMOKE: [(&str, u32); 5] =
+    [("decode", 200_000), ("config", 100_000), ("layer", 20_000), ("image", 100_000), ("documents", 20_000)];
 
 fn folder() -> PathBuf {
     root().join("fuzz")
@@ -49,6 +50,7 @@ fn fuzz(ui: &mut Ui, target: &str, program: &Path, corpus: &Path, arguments: &[S
         "config" => seed_with_configuration(corpus)?,
         "layer" => seed_with_archive(corpus)?,
         "image" => seed_with_image(corpus)?,
+        "documents" => seed_with_documents(corpus)?,
         _ => {}
     }
     let mut command = Command::new(program);
@@ -121,6 +123,20 @@ fn seed_with_image(corpus: &Path) -> Result<()> {
         "config": { "Env": ["A=b"], "Cmd": ["x"], "ExposedPorts": { "80/tcp": {} }, "User": "1:2", "Labels": { "a": "b" } } });
     let path = corpus.join("image");
     std::fs::write(&path, format!("{manifest}\0{config}")).with_context(|| path.display().to_string())
+}
+
+/// Puts the examples of Kubernetes' and Compose's documents into the corpus.
+fn seed_with_documents(corpus: &Path) -> Result<()> {
+    for folder in ["protocol/kube/tests/examples", "protocol/kube/tests/peer"] {
+        for entry in std::fs::read_dir(root().join(folder)).with_context(|| folder.to_owned())? {
+            let path = entry?.path();
+            let name = path.file_name().map(PathBuf::from).unwrap_or_default();
+            if path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml") {
+                std::fs::copy(&path, corpus.join(name)).with_context(|| path.display().to_string())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Fuzzes for some seconds.

@@ -39,6 +39,8 @@ pub(crate) const PEERS: &[Need] = &[
     need("busybox-static", "/bin/busybox"),
     need("util-linux", "unshare"),
 ];
+/// For the comparison with another reader of Compose files.
+pub(crate) const COMPOSE: &[Need] = &[need("docker-compose", "docker-compose")];
 /// For the tests of the OCI command line with an engine.
 pub(crate) const ENGINES: &[Need] = &[
     need("busybox-static", "/bin/busybox"),

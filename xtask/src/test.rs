@@ -95,7 +95,16 @@ const STEPS: &[Step] = &[
 ];
 
 fn install(ui: &mut Ui) -> Result<String> {
-    let needs = [needs::BUILD, needs::CROSS, needs::DEMO, needs::FUZZ, needs::ENGINES, needs::BOARDS, needs::REGISTRY];
+    let needs = [
+        needs::BUILD,
+        needs::CROSS,
+        needs::DEMO,
+        needs::FUZZ,
+        needs::ENGINES,
+        needs::BOARDS,
+        needs::REGISTRY,
+        needs::COMPOSE,
+    ];
     needs::packages(ui, &needs)?;
     needs::components(ui, &["rustfmt", "clippy"])?;
     needs::targets(ui, &TARGETS)?;

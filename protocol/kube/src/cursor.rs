@@ -101,7 +101,8 @@ impl<'a> Cursor<'a> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    fn object(&self) -> Result<&'a Map<String, Value>, Fault> {
+    /// The object here.
+    pub fn object(&self) -> Result<&'a Map<String, Value>, Fault> {
         self.value.as_object().ok_or_else(|| self.invalid("must be an object"))
     }
 

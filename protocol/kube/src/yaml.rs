@@ -67,6 +67,16 @@ mod tests {
     }
 
     #[test]
+    fn bombs_of_aliases_and_depth_are_refused() {
+        let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (name, before) in ('b'..='j').zip('a'..) {
+            bomb.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(", ")));
+        }
+        assert!(parse(&bomb).is_err());
+        assert!(parse(&format!("a: {}{}", "[".repeat(10_000), "]".repeat(10_000))).is_err());
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         let error = parse("a: 1\nb: [\n").unwrap_err().to_string();
         assert!(error.contains("line") || error.contains(':'), "{error}");

@@ -20,10 +20,12 @@ use skeg_protocol::{Invalid, Label, Name, Uid};
 use crate::cursor::{Cursor, Fault, Fields};
 use container::Place;
 
+pub(crate) use capabilities::read as capability;
 pub(crate) use network::port_protocol;
 
 const TOP: Fields =
     Fields { read: &["metadata", "spec"], ignored: &["apiVersion", "kind", "status"], unsupported: &[] };
+const TEMPLATE: Fields = Fields { read: &["metadata", "spec"], ignored: &[], unsupported: &[] };
 /// Fields of `metadata`, of any kind of object.
 pub(crate) const METADATA: Fields = Fields {
     read: &["name", "namespace", "uid", "labels", "annotations"],
@@ -133,6 +135,16 @@ pub(crate) struct Identity {
     pub(crate) uid: Uid,
     pub(crate) namespace: Label,
     pub(crate) name: Name,
+}
+
+/// Reads a pod template, whose pods have the names that are given here.
+pub(crate) fn read_template(
+    at: &Cursor<'_>,
+    who: Identity,
+    image: &dyn Fn(usize, &str) -> Result<Image, String>,
+) -> Result<Pod, Fault> {
+    at.fields(&TEMPLATE)?;
+    read(at, who, image)
 }
 
 fn read(at: &Cursor<'_>, who: Identity, image: &dyn Fn(usize, &str) -> Result<Image, String>) -> Result<Pod, Fault> {
