@@ -312,7 +312,7 @@ fn make_host(
         ranges: ranges(&folders),
         data: watch::Sender::default(),
         device: Arc::new(crate::volumes::device(&folders)),
-        scratch: Scratch::new().context("making the logs' buffers")?,
+        scratch: Scratch::new(config.logs.limits()).context("making the logs' buffers")?,
         config,
         folders,
         holder,

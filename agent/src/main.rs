@@ -86,6 +86,9 @@ enum Command {
         /// Only the last N lines
         #[arg(long, value_name = "N")]
         tail: Option<u32>,
+        /// Only what was written since then: 30s, 5m, 2h, 7d
+        #[arg(long, value_name = "TIME", value_parser = commands::seconds)]
+        since: Option<u64>,
         /// Of the instance before the present one
         #[arg(short, long)]
         previous: bool,
@@ -203,9 +206,9 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let run_dir = place.run_dir()?;
             in_runtime(commands::ps(&run_dir, output == "json"))
         }
-        Command::Logs { place, target, follow, tail, previous, timestamps } => {
+        Command::Logs { place, target, follow, tail, since, previous, timestamps } => {
             let run_dir = place.run_dir()?;
-            in_runtime(commands::logs(&run_dir, &target, follow, tail, previous, timestamps))
+            in_runtime(commands::logs(&run_dir, &target, follow, tail, since, previous, timestamps))
         }
         Command::Exec { place, target, stdin, tty, command } => {
             let run_dir = place.run_dir()?;

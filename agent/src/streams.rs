@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, SystemTime};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use skeg_protocol::message::{Channel, StreamEnd, StreamRequest};
@@ -36,8 +37,9 @@ const EXEC_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// Serves one stream to its end.
 pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest) {
     let end = match request {
-        StreamRequest::Logs { pod, container, follow, tail, previous, timestamps } => {
-            let options = logs::Options { tail, timestamps, follow: None };
+        StreamRequest::Logs { pod, container, follow, tail, since_seconds, previous, timestamps } => {
+            let since = since_seconds.and_then(|seconds| SystemTime::now().checked_sub(Duration::from_secs(seconds)));
+            let options = logs::Options { tail, since, timestamps, follow: None };
             send_log(&agent, &stream.sender(), (pod, container), previous, follow, options).await
         }
         StreamRequest::Exec { pod, container, command, tty, stdin } => {

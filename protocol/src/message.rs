@@ -249,6 +249,8 @@ pub enum StreamRequest {
         follow: bool,
         /// Only the last so many lines.
         tail: Option<u32>,
+        /// Only what was written in the last so many seconds, by the device's clock.
+        since_seconds: Option<u64>,
         /// Of the instance before the present one.
         previous: bool,
         /// Each line begins with its time (RFC 3339).

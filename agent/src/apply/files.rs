@@ -13,7 +13,6 @@ use skeg_protocol::{Label, Pod, Uid};
 
 use super::Key;
 use crate::journal::make_folder;
-use crate::logs::rotated;
 use crate::volumes::facts::Facts;
 use crate::volumes::persistent::Persistent;
 use crate::volumes::{self, Place};
@@ -219,8 +218,7 @@ pub fn remove_file(path: &Path) {
     said("removing", path, fs::remove_file(path));
 }
 
-/// Removes a log with its rotated part.
+/// Removes a log with its full parts.
 pub fn remove_log(path: &Path) {
-    remove_file(path);
-    remove_file(&rotated(path));
+    crate::logs::files(path).iter().for_each(|file| remove_file(file));
 }

@@ -202,16 +202,18 @@ fn image_request() -> impl Strategy<Value = ImageRequest> {
 
 fn stream_request() -> impl Strategy<Value = StreamRequest> {
     prop_oneof![
-        (uid(), short(), any::<bool>(), option::of(any::<u32>()), any::<bool>(), any::<bool>()).prop_map(
-            |(pod, container, follow, tail, previous, timestamps)| StreamRequest::Logs {
-                pod,
-                container,
-                follow,
-                tail,
-                previous,
-                timestamps,
-            }
-        ),
+        (
+            uid(),
+            short(),
+            any::<bool>(),
+            option::of(any::<u32>()),
+            option::of(any::<u64>()),
+            any::<bool>(),
+            any::<bool>()
+        )
+            .prop_map(|(pod, container, follow, tail, since_seconds, previous, timestamps)| {
+                StreamRequest::Logs { pod, container, follow, tail, since_seconds, previous, timestamps }
+            }),
         (uid(), short(), vec(text(), 0..4), any::<bool>(), any::<bool>()).prop_map(
             |(pod, container, command, tty, stdin)| { StreamRequest::Exec { pod, container, command, tty, stdin } }
         ),
