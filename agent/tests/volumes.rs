@@ -14,16 +14,8 @@ use skeg_protocol::manifest::{
     Projection, Ulimit, Volume, VolumeMount, VolumeSource,
 };
 use skeg_protocol::{Manifest, Pod};
-use support::{Device, cannot_run, err, out, runs, uid, until, waits};
-
-macro_rules! needs_root {
-    () => {
-        if let Some(why) = cannot_run() {
-            println!("skipped: {why}");
-            return;
-        }
-    };
-}
+use support::needs::{self, needs_root};
+use support::{Device, err, out, runs, uid, until, waits};
 
 fn volume(name: &str, source: VolumeSource) -> Volume {
     Volume { name: name.try_into().unwrap(), source }
