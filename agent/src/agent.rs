@@ -17,15 +17,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::apply::{
-    self, Adopted, Folders, Host, Images, Key, Ranges, Registries, Worker, chain, network_key, remove_parent_cgroup,
+    self, Adopted, Folders, HeldData, Host, Images, Key, Ranges, Registries, Worker, chain, health_key, network_key,
+    remove_file, remove_parent_cgroup,
 };
+use crate::ask::clear_left_over;
 use crate::config::Config;
-use crate::core::{Action, ContainerEvent, Event, Found, Node, Now, Outcome, PodRecord, RecordedPhase, Step};
+use crate::core::{
+    Action, ContainerEvent, Event, Found, Known, Node, Now, Order, Outcome, PodRecord, RecordedPhase, Step,
+};
 use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
 use crate::peer::Stream;
-use crate::{appliance, link, local, streams};
+use crate::{appliance, eviction, link, local, streams};
 
 /// Longest wait for containers when the agent is told to end.
 const HALT_GRACE: Duration = Duration::from_secs(30);
@@ -63,20 +67,16 @@ impl Agent {
     /// Takes an event and has its actions done. Only for the loop and what comes before it.
     fn step(&self, event: Event) {
         let freed = matches!(event, Event::PodRemoved(_));
-        let matters = freed || matches!(event, Event::Manifest(_));
+        let matters = freed || matches!(event, Event::Manifest { .. });
         if let Event::PodRemoved(uid) = &event {
             self.workers.borrow_mut().remove(uid);
         }
-        let actions = self.node.borrow_mut().step(event, now());
-        for (uid, action) in actions {
-            if let Action::Admit(pod) = &action {
-                let worker = Worker::spawn(Rc::clone(&self.host), Arc::clone(pod), None, false);
-                self.workers.borrow_mut().insert(uid, worker);
-            }
-            if let Some(worker) = self.workers.borrow().get(&uid) {
-                // A worker ends only after the removal that the core asked it for.
-                worker.send(action).ok();
-            }
+        let (orders, version) = {
+            let mut node = self.node.borrow_mut();
+            (node.step(event, now()), node.version())
+        };
+        for order in orders {
+            self.obey(order);
         }
         if matters {
             self.want_images();
@@ -84,7 +84,32 @@ impl Agent {
         if freed {
             self.collect_images();
         }
-        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.send_if_modified(|told| std::mem::replace(told, version) != version);
+    }
+
+    fn obey(&self, order: Order) {
+        match order {
+            Order::Pod(uid, action) => {
+                if let Action::Admit(pod) = &action {
+                    let worker = Worker::spawn(Rc::clone(&self.host), Arc::clone(pod), None, false);
+                    self.workers.borrow_mut().insert(uid, worker);
+                }
+                if let Some(worker) = self.workers.borrow().get(&uid) {
+                    // A worker ends only after the removal that the core asked it for.
+                    worker.send(action).ok();
+                }
+            }
+            Order::Fetch(pod, name) => {
+                let host = Rc::clone(&self.host);
+                spawn_local(async move {
+                    let Some(container) = pod.container(&name) else { return };
+                    let result = host.images.ensure(&pod, container).await.map(drop);
+                    host.events.send(Event::Fetched { pod: Arc::clone(&pod), container: name, result }).ok();
+                });
+            }
+            Order::Tell(happening) => log::info!("{happening}"),
+            Order::Judge(verdict) => log::warn!("revision {}: {:?}", verdict.revision, verdict.result),
+        }
     }
 
     /// Tells the store which images a kept revision or a pod needs.
@@ -92,7 +117,8 @@ impl Agent {
         let node = self.node.borrow();
         let previous = self.host.journal.previous_manifest();
         let held = self.held.borrow();
-        let pods = node.pods().map(|(pod, _)| pod.as_ref()).chain(&held.pods).chain(&previous.pods);
+        let pods = node.pods().map(|(pod, _)| pod.as_ref()).chain(node.coming().map(Arc::as_ref));
+        let pods = pods.chain(&held.pods).chain(&previous.pods);
         self.host.images.store.want(apply::wanted(pods));
     }
 
@@ -158,7 +184,7 @@ impl Agent {
         self.held.replace(manifest.clone());
         self.host.data.send_replace(Arc::new(manifest.data.clone()));
         // By way of the loop, which then knows of new deadlines; without it the agent is ending.
-        self.host.events.send(Event::Manifest(manifest)).ok();
+        self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial: None }).ok();
         Ok(())
     }
 
@@ -240,11 +266,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let manifest = agent.host.journal.manifest();
     agent.host.data.send_replace(Arc::new(manifest.data.clone()));
+    // Of the program before this one; who uses it keeps it.
+    remove_file(&agent.host.folders.init());
+    reserve(&agent.host);
     take_over(&agent, held).await?;
     agent.held.replace(manifest.clone());
-    agent.step(Event::Manifest(manifest));
+    agent.step(Event::Manifest { manifest: Arc::new(manifest), trial: None });
     let volumes = agent.host.folders.persistent();
     drop(spawn_blocking(move || volumes.sweep()));
+    spawn_local(eviction::watch(Rc::clone(&agent)));
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
     match link {
@@ -253,6 +283,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Err(error) => log::error!("no link to a controller: {error}"),
     }
     turn(&agent, &mut incoming, signals).await
+}
+
+/// Keeps a part of the memory for init and the agent, whatever pods take.
+fn reserve(host: &Host) {
+    let resources = crate::convert::of_all_pods(host.device.memory);
+    if let Err(error) = crate::cgroups::weigh(&host.config.cgroup, &resources) {
+        log::warn!("pods may take all of the memory: {}", chain(&error));
+    }
 }
 
 async fn turn(
@@ -353,10 +391,17 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
             let key = Key { pod: uid, container: container.name.clone(), attempt: container.restarts };
             let begun = container.phase == RecordedPhase::Begun && record.boot == boot;
             let mut told = Vec::new();
+            let health = held.remove(&health_key(&key)).and_then(|item| postcard::from_bytes::<Known>(&item.data).ok());
             match held.remove(&key.to_string()).and_then(|item| take_up(&key, item, own_users, &mut told)) {
                 Some((adopted, what)) => {
+                    clear_left_over(&host.cgroup(uid, &container.name));
                     host.adopt(&pod, adopted).await;
                     if begun {
+                        let check = pod.container(&container.name).and_then(|one| host.images.check(&one.image));
+                        let (known, check) = (health.unwrap_or_default(), check.map(Box::new));
+                        let HeldData { since, started_at } = what;
+                        let since = Duration::from_nanos(since);
+                        let what = Found::Held { since, started_at, known, check };
                         found.insert(container.name.clone(), what);
                         exits.append(&mut told);
                         running = true;
@@ -387,8 +432,8 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
 }
 
 /// Takes up a held attempt, noting its exit where it had one.
-fn take_up(key: &Key, item: Held, own_users: bool, exits: &mut Vec<Exited>) -> Option<(Adopted, Found)> {
-    let data: crate::apply::HeldData = match postcard::from_bytes(&item.data) {
+fn take_up(key: &Key, item: Held, own_users: bool, exits: &mut Vec<Exited>) -> Option<(Adopted, HeldData)> {
+    let data: HeldData = match postcard::from_bytes(&item.data) {
         Ok(data) => data,
         Err(error) => {
             log::error!("{key}: what init holds was not put there by an agent of this version: {error}");
@@ -405,12 +450,11 @@ fn take_up(key: &Key, item: Held, own_users: bool, exits: &mut Vec<Exited>) -> O
         }
     };
     exits.extend(item.exited);
-    let found = Found::Held { since: Duration::from_nanos(data.since), started_at: data.started_at };
-    Some((Adopted { key: key.clone(), pidfd, pipes, own_users }, found))
+    Some((Adopted { key: key.clone(), pidfd, pipes, own_users }, data))
 }
 
 fn adopt(agent: &Agent, record: PodRecord, found: &BTreeMap<Label, Found>) {
-    let what = |name: &Label, _| found.get(name).copied().unwrap_or(Found::Nothing);
+    let what = |name: &Label, _| found.get(name).cloned().unwrap_or(Found::Nothing);
     agent.node.borrow_mut().adopt(record, what, now());
 }
 

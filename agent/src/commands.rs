@@ -356,6 +356,8 @@ mod tests {
             last,
             restarts: 3,
             image: None,
+            started: false,
+            ready: false,
         };
         let waiting = ContainerState::Waiting { reason: reason("ErrImagePull"), message: "no such image".to_owned() };
         let running = ContainerState::Running { started_at: 0 };
@@ -372,6 +374,8 @@ mod tests {
                     reason: reason(""),
                     message: String::new(),
                     started_at: 0,
+                    conditions: Vec::new(),
+                    init_containers: Vec::new(),
                     containers: vec![container("a", waiting, None), container("b", running, Some(last))],
                 },
             }],

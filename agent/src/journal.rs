@@ -20,7 +20,7 @@ use thiserror::Error;
 use crate::core::PodRecord;
 use crate::vault::Vault;
 
-const MAGIC: &[u8; 8] = b"SKEGJ\0\0\x01";
+const MAGIC: &[u8; 8] = b"SKEGJ\0\0\x02";
 const HEADER: usize = MAGIC.len() + 32;
 /// Largest body that is read: more than [`skeg_protocol::limits::MAX_PODS`] pods of ordinary size need.
 const MOST_BYTES: u64 = 64 * 1024 * 1024;
@@ -242,7 +242,7 @@ impl Journal {
 
 /// Whether a record's containers are its pod's.
 fn is_whole(record: &PodRecord) -> bool {
-    let wanted = record.pod.containers.iter().map(|container| &container.name);
+    let wanted = record.pod.all_containers().map(|container| &container.name);
     record.pod.validate().is_ok() && wanted.eq(record.containers.iter().map(|container| &container.name))
 }
 
@@ -347,13 +347,15 @@ mod tests {
         let journal = Journal::open(folder.path()).unwrap();
         let mut node = crate::core::Node::new(Uid::default());
         let now = crate::core::Now { monotonic: std::time::Duration::ZERO, wall: 0 };
-        let manifest = revision(1);
+        let manifest = std::sync::Arc::new(revision(1));
         let uid = manifest.pods[0].uid;
-        node.step(crate::core::Event::Manifest(manifest), now);
-        let event = crate::core::ContainerEvent::ImageReady;
+        node.step(crate::core::Event::Manifest { manifest, trial: None }, now);
+        let event = crate::core::ContainerEvent::ImageReady { check: None };
         let container = "main".try_into().unwrap();
-        let actions = node.step(crate::core::Event::Container { pod: uid, container, event }, now);
-        let Some((_, crate::core::Action::Record(record))) = actions.first() else { panic!("{actions:?}") };
+        let orders = node.step(crate::core::Event::Container { pod: uid, container, event }, now);
+        let Some(crate::core::Order::Pod(_, crate::core::Action::Record(record))) = orders.first() else {
+            panic!("{orders:?}")
+        };
         journal.store_record(record).unwrap();
         assert_eq!(journal.records().unwrap(), [(**record).clone()]);
         let path = journal.pods.join(uid.to_string());

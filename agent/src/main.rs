@@ -5,6 +5,7 @@
 mod agent;
 pub mod appliance;
 mod apply;
+mod ask;
 pub mod async_fd;
 mod cgroups;
 mod commands;
@@ -13,6 +14,7 @@ mod commands;
 pub mod config;
 mod convert;
 mod core;
+mod eviction;
 mod forward;
 #[allow(dead_code)]
 pub mod hold;
@@ -26,6 +28,7 @@ pub mod logs;
 mod oci;
 mod peer;
 mod ports;
+mod reaper;
 mod streams;
 mod vault;
 mod volumes;
@@ -128,6 +131,13 @@ enum Command {
     },
     /// Runs containers as the OCI runtime specification says, for engines such as podman and containerd
     Oci(Box<oci::Arguments>),
+    /// Runs a program as the small init of a container
+    #[command(name = reaper::WORD, hide = true)]
+    Reap {
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// Prints the version
     Version,
 }
@@ -222,6 +232,7 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let config = place.config()?;
             in_runtime(volumes::run(config, command))
         }
+        Command::Reap { command } => Ok(reaper::run(&command)),
         Command::Oci(mut arguments) => Ok(oci::main(&mut arguments)),
         Command::Version => {
             println!("skegd {}", env!("CARGO_PKG_VERSION"));

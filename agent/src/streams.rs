@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
 
 use crate::agent::Agent;
-use crate::apply::{Key, Live, chain, give_streams};
+use crate::apply::{Host, Key, Live, chain, give_streams};
 use crate::async_fd;
 use crate::convert;
 use crate::forward;
@@ -59,10 +59,10 @@ pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest)
 fn find(agent: &Agent, (uid, container): (Uid, Label)) -> Result<(std::sync::Arc<Pod>, Label), String> {
     let node = agent.node.borrow();
     let pod = node.pod(uid).ok_or_else(|| format!("pod {uid} is not on this device"))?;
-    let names = || pod.containers.iter().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = || pod.all_containers().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ");
     let found = match pod.containers.as_slice() {
         [only] if container.is_empty() => Some(only),
-        all => all.iter().find(|one| one.name == container),
+        _ => pod.container(&container),
     };
     match found {
         Some(found) => Ok((pod.clone(), found.name.clone())),
@@ -152,7 +152,7 @@ async fn begin(
     let key = attempt.map(|attempt| Key { pod: pod.uid, container: name.clone(), attempt });
     let live = key.and_then(|key| agent.host.live.borrow().get(&key).cloned());
     let live: Rc<Live> = live.ok_or_else(|| format!("container {name} of pod {} is not running", pod.name))?;
-    let spec = spec(agent, &pod, &name, live.own_users)?;
+    let spec = spec(&agent.host, &pod, &name, live.own_users)?;
     let mut process = spec.process().clone().unwrap_or_default();
     process.set_args(Some(command));
     process.set_terminal(Some(tty));
@@ -193,9 +193,12 @@ async fn begin(
     running().map_err(|error| format!("watching the process: {error}"))
 }
 
-fn spec(agent: &Agent, pod: &Pod, name: &Label, own_users: bool) -> Result<oci::Spec, String> {
-    let host = &agent.host;
-    let container = pod.containers.iter().find(|container| container.name == *name);
+/// What a further process of a container is made from.
+///
+/// # Errors
+/// The container's image is gone or does not fit its specification.
+pub fn spec(host: &Host, pod: &Pod, name: &Label, own_users: bool) -> Result<oci::Spec, String> {
+    let container = pod.container(name);
     let container = container.ok_or_else(|| format!("the pod has no container {name:?}"))?;
     let image = host.images.here(&container.image)?;
     // Nothing is mounted for a further process.
@@ -213,6 +216,7 @@ fn spec(agent: &Agent, pod: &Pod, name: &Label, own_users: bool) -> Result<oci::
         // It runs already: what was there at its start may be gone.
         facts: &Facts { forgiving: true, ..host.facts(pod) },
         devices: std::path::Path::new(""),
+        init: std::path::Path::new(""),
     });
     converted.map(|converted| converted.spec).map_err(|error| error.to_string())
 }

@@ -22,8 +22,47 @@ pub struct PodStatus {
     pub message: String,
     /// When the agent took the pod on.
     pub started_at: i64,
+    /// Each kind once, in the order of [`ConditionKind`].
+    pub conditions: Vec<PodCondition>,
+    /// In the order of the manifest.
+    pub init_containers: Vec<ContainerStatus>,
     /// In the order of the manifest.
     pub containers: Vec<ContainerStatus>,
+}
+
+impl PodStatus {
+    /// Whether a condition holds.
+    pub fn is(&self, kind: ConditionKind) -> bool {
+        self.conditions.iter().any(|condition| condition.kind == kind && condition.holds)
+    }
+}
+
+/// Something that is true of a pod, or is not (Kubernetes `v1.PodCondition`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodCondition {
+    /// What.
+    pub kind: ConditionKind,
+    /// Whether it is true.
+    pub holds: bool,
+    /// Since when it is so.
+    pub since: i64,
+    /// Why it is not true: `ContainersNotReady`, `ContainersNotInitialized`, `PodCompleted` …
+    pub reason: Reason,
+    /// The same for people.
+    pub message: String,
+}
+
+/// What can be true of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ConditionKind {
+    /// It has a node. A pod that a device reports always has.
+    PodScheduled,
+    /// Its init containers have done their work and its sidecars are started.
+    Initialized,
+    /// Each of its containers is ready.
+    ContainersReady,
+    /// It can serve.
+    Ready,
 }
 
 /// Summary of a pod (Kubernetes `status.phase`).
@@ -52,6 +91,10 @@ pub struct ContainerStatus {
     pub restarts: u32,
     /// Digest of the image that it runs, once that is known.
     pub image: Option<Digest>,
+    /// It runs, and its start hook and startup probe are through.
+    pub started: bool,
+    /// It is started and its readiness probe says that it can serve. An init container: it has done its work.
+    pub ready: bool,
 }
 
 /// What a container is doing.

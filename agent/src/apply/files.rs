@@ -44,7 +44,7 @@ impl Folders {
 
     /// The writable part of an attempt's root: holds `upper` and `work`.
     pub fn attempt(&self, uid: Uid, container: &str, attempt: u32) -> PathBuf {
-        self.pod(uid).join("containers").join(container).join(attempt.to_string())
+        self.container(uid, container).join(attempt.to_string())
     }
 
     /// A volume of a pod on disk.
@@ -60,6 +60,21 @@ impl Folders {
     /// Device nodes of a pod's container, in memory.
     pub fn devices(&self, uid: Uid, container: &str) -> PathBuf {
         self.pod_run(uid).join("devices").join(container)
+    }
+
+    /// A copy of this program for containers that ask for an init, in memory.
+    pub fn init(&self) -> PathBuf {
+        self.run.join("init")
+    }
+
+    /// The folder of a container's attempts.
+    pub fn container(&self, uid: Uid, container: &str) -> PathBuf {
+        self.pod(uid).join("containers").join(container)
+    }
+
+    /// The folder of a container's logs.
+    pub fn container_log(&self, pod: &Pod, container: &str) -> PathBuf {
+        self.logs(pod).join(container)
     }
 
     /// The volumes that outlive pods.
@@ -78,7 +93,7 @@ impl Folders {
 
     /// The log of an attempt.
     pub fn log(&self, pod: &Pod, container: &str, attempt: u32) -> PathBuf {
-        self.logs(pod).join(container).join(format!("{attempt}.log"))
+        self.container_log(pod, container).join(format!("{attempt}.log"))
     }
 
     /// The note beside a log, in memory.

@@ -1,12 +1,13 @@
 //! Images for containers: fetched from where the manifest says, by digest, and looked up without a network.
 
 use skeg_images::{Client, Digest, Endpoint, Platform, Progress, Reference, Sources, Store};
-use skeg_protocol::manifest::{Image, ImageSource, PullPolicy};
+use skeg_protocol::manifest::{Image, ImageSource, Probe, PullPolicy};
 use skeg_protocol::{Container, Pod};
 use tokio::task::spawn_blocking;
 
 use super::chain;
 use super::sources::Registries;
+use crate::ask;
 use crate::core::ImageFailure;
 
 /// Folder of the image store below `state_dir`.
@@ -14,7 +15,7 @@ pub const STORE: &str = "store";
 
 /// The images that pods run from.
 pub fn wanted<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<Digest> {
-    pods.flat_map(|pod| &pod.containers).map(|container| Digest(container.image.digest.0)).collect()
+    pods.flat_map(Pod::all_containers).map(|container| Digest(container.image.digest.0)).collect()
 }
 
 /// The device's images.
@@ -138,6 +139,12 @@ impl Images {
             Ok(None) => Err(format!("image {:?} is no longer on this device", image.reference)),
             Err(error) => Err(format!("image {:?}: {}", image.reference, chain(&error))),
         }
+    }
+
+    /// The health check of an image as a probe, where it has one.
+    pub fn check(&self, image: &Image) -> Option<Probe> {
+        let found = self.store.image(&Digest(image.digest.0)).ok().flatten()?;
+        ask::image_check(found.healthcheck.as_ref()?)
     }
 
     /// The signal that the image asks to be stopped with, where it names one that Linux has.

@@ -18,15 +18,17 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use skeg_protocol::manifest::Data;
+use skeg_protocol::manifest::{Data, Handler};
 use skeg_protocol::{Label, Pod, Uid};
+use skeg_runtime::oci;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::ask::{self, Asked};
 use crate::cgroups;
 use crate::config::Config;
 use crate::convert::{USERS, of_pod};
-use crate::core::{Action, ContainerEvent, Event, NotStarted, PodRecord, Step};
+use crate::core::{Action, ContainerEvent, Event, HookKind, Known, NotStarted, PodRecord, ProbeKind, Step};
 use crate::hold::Holder;
 use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
@@ -34,7 +36,7 @@ use crate::ports::Published;
 use crate::volumes::facts::{Device, Facts};
 use crate::volumes::{self, Place};
 
-pub use files::{Folders, remove_parent_cgroup};
+pub use files::{Folders, remove_file, remove_parent_cgroup};
 pub use images::{Images, STORE, wanted};
 pub use sources::Registries;
 pub use start::{Adopted, HeldData, give_streams};
@@ -75,6 +77,11 @@ impl FromStr for Key {
     }
 }
 
+/// The key under which init holds what is known of an attempt's health.
+pub fn health_key(key: &Key) -> String {
+    format!("{key}/health")
+}
+
 /// The key under which init holds a pod's network namespace.
 pub fn network_key(pod: Uid) -> String {
     format!("{pod}/net")
@@ -102,6 +109,23 @@ pub struct Live {
     pub log: RefCell<Option<Log>>,
     /// Whether its users are its pod's own.
     pub own_users: bool,
+    /// What further processes of it are made from, once there was one for a probe.
+    spec: RefCell<Option<Arc<oci::Spec>>>,
+}
+
+impl Live {
+    /// What further processes of it are made from; made once.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn spec(&self, make: impl FnOnce() -> Result<oci::Spec, String>) -> Result<Arc<oci::Spec>, String> {
+        if let Some(spec) = self.spec.borrow().as_ref() {
+            return Ok(Arc::clone(spec));
+        }
+        let spec = Arc::new(make()?);
+        self.spec.replace(Some(Arc::clone(&spec)));
+        Ok(spec)
+    }
 }
 
 /// What all workers share.
@@ -160,7 +184,9 @@ impl Host {
                 None
             }
         };
-        self.live.borrow_mut().insert(key, Rc::new(Live { pidfd, log: RefCell::new(log), own_users }));
+        self.live
+            .borrow_mut()
+            .insert(key, Rc::new(Live { pidfd, log: RefCell::new(log), own_users, spec: RefCell::default() }));
     }
 
     /// Kills what runs in a container's cgroup and removes it. Says whether there was a process.
@@ -273,18 +299,86 @@ impl Worker {
                 };
                 self.host.send(uid, name, event);
             }
+            Step::Probe(attempt, kind) => self.probe(name, attempt, kind),
+            Step::Hook(attempt, hook, limit) => self.hook(name, attempt, hook, limit),
+            Step::Note(attempt, known) => self.note(name, attempt, known).await,
             Step::Signal(attempt) => self.signal(name, attempt),
-            Step::Kill(attempt) => {
-                let live = self.host.live.borrow().get(&self.key(name, attempt)).cloned();
-                if let Some(live) = live {
-                    // The kernel takes the whole pid namespace along; what exec started is in it too.
-                    match rustix::process::pidfd_send_signal(&live.pidfd, rustix::process::Signal::KILL) {
-                        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                        Err(error) => log::error!("killing {}: {error}", self.key(name, attempt)),
-                    }
-                }
-            }
+            Step::Kill(attempt) => self.kill(name, attempt).await,
             Step::Finish(attempt) => self.finish(name, attempt).await,
+            // Turned into `Order::Tell` by the core.
+            Step::Tell(..) => {}
+        }
+    }
+
+    /// Somebody to ask; nothing where the container has ended meanwhile.
+    fn asked(&self, name: &Label, attempt: u32) -> Option<Asked> {
+        let (host, pod, key) = (Rc::clone(&self.host), Arc::clone(&self.pod), self.key(name, attempt));
+        let live = host.live.borrow().get(&key).cloned()?;
+        Some(Asked { host, pod, network: self.network.clone(), key, live })
+    }
+
+    fn probe(&self, name: &Label, attempt: u32, kind: ProbeKind) {
+        let Some(asked) = self.asked(name, attempt) else { return };
+        spawn_local(async move {
+            let Asked { host, pod, key, .. } = &asked;
+            let probes = pod.container(&key.container).map(|container| &container.probes);
+            let own = probes.and_then(|probes| match kind {
+                ProbeKind::Startup => probes.startup.clone(),
+                ProbeKind::Liveness => probes.liveness.clone(),
+                ProbeKind::Readiness => probes.readiness.clone(),
+            });
+            let probe = own.or_else(|| pod.container(&key.container).and_then(|one| host.images.check(&one.image)));
+            let answer = match probe {
+                Some(probe) => {
+                    let limit = std::time::Duration::from_millis(probe.timeout_ms.into());
+                    ask::ask(&asked, &probe.action, limit).await
+                }
+                None => Err("the image that says how to ask is no longer on this device".to_owned()),
+            };
+            asked.tell(ContainerEvent::Probed { attempt, kind, answer });
+        });
+    }
+
+    fn hook(&self, name: &Label, attempt: u32, hook: HookKind, limit: std::time::Duration) {
+        let Some(asked) = self.asked(name, attempt) else { return };
+        spawn_local(async move {
+            let Asked { pod, key, .. } = &asked;
+            let lifecycle = pod.container(&key.container).map(|container| &container.lifecycle);
+            let handler: Option<&Handler> = lifecycle.and_then(|lifecycle| match hook {
+                HookKind::PostStart => lifecycle.post_start.as_ref(),
+                HookKind::PreStop => lifecycle.pre_stop.as_ref(),
+            });
+            let result = match handler {
+                Some(handler) => ask::ask(&asked, handler, limit).await,
+                None => Ok(()),
+            };
+            asked.tell(ContainerEvent::HookDone { attempt, hook, result });
+        });
+    }
+
+    /// Has init keep what is known of an attempt's health: in memory only, as it changes with every cloud.
+    async fn note(&self, name: &Label, attempt: u32, known: Known) {
+        let key = health_key(&self.key(name, attempt));
+        let data = postcard::to_allocvec(&known).unwrap_or_default();
+        if let Err(error) = self.host.holder.hold(&key, None, &[], &data).await {
+            log::error!("init could not keep {key}: {}", chain(&error));
+        }
+    }
+
+    /// Kills everything of a container, whatever it has started and wherever that hides.
+    async fn kill(&self, name: &Label, attempt: u32) {
+        let key = self.key(name, attempt);
+        let Some(live) = self.host.live.borrow().get(&key).cloned() else { return };
+        match rustix::process::pidfd_send_signal(&live.pidfd, rustix::process::Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => log::error!("killing {key}: {error}"),
+        }
+        let cgroup = self.host.cgroup(key.pod, &key.container);
+        let killed = spawn_blocking(move || cgroups::open(&cgroup).and_then(|cgroup| cgroup.kill()));
+        match killed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("killing {key}: {}", chain(&error)),
+            Err(error) => log::error!("killing {key}: {error}"),
         }
     }
 
@@ -295,9 +389,11 @@ impl Worker {
     fn pull(&self, name: &Label) {
         let (host, pod, name) = (Rc::clone(&self.host), Arc::clone(&self.pod), name.clone());
         spawn_local(async move {
-            let Some(container) = pod.containers.iter().find(|container| container.name == name) else { return };
+            let Some(container) = pod.container(&name) else { return };
             let event = match host.images.ensure(&pod, container).await {
-                Ok(_) => ContainerEvent::ImageReady,
+                Ok(image) => ContainerEvent::ImageReady {
+                    check: image.healthcheck.as_ref().and_then(ask::image_check).map(Box::new),
+                },
                 Err(failure) => ContainerEvent::ImageFailed(failure),
             };
             host.send(pod.uid, &name, event);
@@ -307,8 +403,10 @@ impl Worker {
     fn signal(&self, name: &Label, attempt: u32) {
         let key = self.key(name, attempt);
         let Some(live) = self.host.live.borrow().get(&key).cloned() else { return };
-        let container = self.pod.containers.iter().find(|container| container.name == *name);
-        let signal = container.and_then(|container| self.host.images.stop_signal(&container.image));
+        let container = self.pod.container(name);
+        let own = container.and_then(|container| container.lifecycle.stop_signal);
+        let own = own.and_then(|number| rustix::process::Signal::from_named_raw(number.into()));
+        let signal = own.or_else(|| self.host.images.stop_signal(&container?.image));
         let signal = signal.unwrap_or(rustix::process::Signal::TERM);
         match rustix::process::pidfd_send_signal(&live.pidfd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -322,12 +420,15 @@ impl Worker {
         let key = self.key(name, attempt);
         let live = self.host.live.borrow_mut().remove(&key);
         let (host, uid, container) = (Rc::clone(&self.host), self.pod.uid, name.clone());
-        // Whatever is still in the cgroup holds the pipes open.
-        let cgroup = host.cgroup(uid, &container);
+        // The next attempt, where there is one already, has taken the cgroup over and cleared it.
+        let newer =
+            host.live.borrow().keys().any(|one| one.pod == uid && one.container == container && one.attempt > attempt);
+        let cgroup = (!newer).then(|| host.cgroup(uid, &container));
         let folder = host.folders.attempt(uid, &container, attempt);
         let old_log = attempt.checked_sub(2).map(|old| host.folders.log(&self.pod, &container, old));
         let cleared = spawn_blocking(move || {
-            if let Ok(cgroup) = cgroups::open(&cgroup) {
+            // Whatever is still in the cgroup holds the pipes open.
+            if let Some(Ok(cgroup)) = cgroup.as_deref().map(cgroups::open) {
                 let ended = cgroup.kill().and_then(|()| cgroup.remove());
                 if let Err(error) = ended {
                     log::error!("removing cgroup {cgroup:?}: {}", chain(&error));
@@ -345,8 +446,10 @@ impl Worker {
             log.finish().await;
         }
         files::remove_file(&self.host.folders.intent(&key));
-        if let Err(error) = self.host.holder.forget(&key.to_string()).await {
-            log::error!("init could not forget {key}: {}", chain(&error));
+        for key in [health_key(&key), key.to_string()] {
+            if let Err(error) = self.host.holder.forget(&key).await {
+                log::error!("init could not forget {key}: {}", chain(&error));
+            }
         }
     }
 

@@ -44,6 +44,8 @@ struct Order {
     root: Root,
     /// Where the container's device nodes are made.
     devices: PathBuf,
+    /// Where a copy of this program is to be, if the container asks for an init.
+    init: Option<PathBuf>,
     folders: [PathBuf; 2],
     cgroup: String,
     network: Option<Arc<OwnedFd>>,
@@ -54,18 +56,17 @@ impl Worker {
     /// Starts an attempt; when it returns well, init holds it and its log is being written.
     pub(super) async fn start(&mut self, name: &Label, attempt: u32) -> Result<(), NotStarted> {
         self.prepare().await?;
-        let (Some(prepared), Some(container)) =
-            (&self.prepared, self.pod.containers.iter().find(|container| container.name == *name))
-        else {
+        let (Some(prepared), Some(container)) = (&self.prepared, self.pod.container(name)) else {
             let message = format!("the pod has no container {name:?}");
             return Err(NotStarted::NotCreated { reason: "CreateContainerError", message });
         };
         let key = self.key(name, attempt);
         let order = self.order(container, attempt, prepared)?;
-        let own_users = order.users.is_some();
+        let (own_users, keeps_open) = (order.users.is_some(), container.stdin);
         let (pipes, writers) = Pipes::new().map_err(|error| not_created(&error))?;
         let started = spawn_blocking(move || {
-            let stdin = File::open("/dev/null").map_err(|error| not_created(&error))?.into();
+            let stdin = if keeps_open { endless_input() } else { File::open("/dev/null").map(OwnedFd::from) };
+            let stdin = stdin.map_err(|error| not_created(&error))?;
             launch(order, Stdio { stdin, stdout: writers.stdout, stderr: writers.stderr })
         });
         let started = started.await.map_err(|error| not_created(&error))??;
@@ -103,6 +104,7 @@ impl Worker {
             own_users: prepared.users.is_some(),
             facts: &host.facts(pod),
             devices: &devices,
+            init: &host.folders.init(),
         })
         .map_err(|error| NotStarted::NotCreated { reason: "CreateContainerConfigError", message: error.to_string() })?;
         let folder = host.folders.attempt(pod.uid, &container.name, attempt);
@@ -111,6 +113,7 @@ impl Worker {
         Ok(Order {
             converted,
             devices,
+            init: container.init.then(|| host.folders.init()),
             root: Root::Overlay { lower, upper: upper.clone(), work: work.clone() },
             folders: [upper, work],
             cgroup: host.cgroup(pod.uid, &container.name),
@@ -134,9 +137,16 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
         let given = files::give(&order.folders[0], users.root).and_then(|()| give_streams(&stdio, users.root));
         given.map_err(|error| not_created(&error))?;
     }
+    // What the attempt before left behind ends before this one begins; its files may go later.
+    if let Ok(old) = crate::cgroups::open(&order.cgroup) {
+        old.kill().and_then(|()| old.remove()).map_err(|error| not_created(&error))?;
+    }
     let root = order.users.as_ref().map_or(0, |users| users.root);
     let made = volumes::make_nodes(&order.devices, &order.converted.nodes, root);
     made.map_err(|error| refused(format!("{}: {error}", order.devices.display())))?;
+    if let Some(path) = &order.init {
+        copy_program(path).map_err(|error| refused(format!("{}: {error}", path.display())))?;
+    }
     let convert::Converted { mut spec, sub_paths, .. } = order.converted;
     let _opened = open_sub_paths(&mut spec, &sub_paths)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
@@ -153,6 +163,27 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
     };
     let plan = Plan::compile(request).map_err(|error| not_created(&error))?;
     plan.start().map_err(|error| start_failed(&error))
+}
+
+/// An input that has nothing and never ends: the container itself holds the other end.
+fn endless_input() -> std::io::Result<OwnedFd> {
+    let (reader, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let both = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", reader.as_raw_fd()))?;
+    Ok(both.into())
+}
+
+/// Copies this program to where containers get their init from. Its own file may lie on a mount that older kernels can't
+/// clone, and the copy keeps the original out of every container.
+fn copy_program(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if path.exists() {
+        return Ok(());
+    }
+    // Several starts may be at it; each renames a whole one.
+    let fresh = path.with_extension(format!("{:?}", std::thread::current().id()));
+    std::fs::copy("/proc/self/exe", &fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o555))?;
+    std::fs::rename(&fresh, path)
 }
 
 /// Opens the parts of volumes that are to be mounted, and mounts just what was opened. Keep the descriptors until the

@@ -16,10 +16,11 @@ use skeg_protocol::{Container, Label, Pod};
 use skeg_runtime::oci;
 use thiserror::Error;
 
+use crate::reaper;
 use crate::volumes::Place;
 use crate::volumes::facts::Facts;
 use env::Variables;
-pub use resources::{Node, of_pod};
+pub use resources::{Node, Qos, of_all_pods, of_pod, qos, requested_memory};
 
 /// Every capability of Linux, without `CAP_`: what `ALL` means. See capabilities(7).
 const ALL_CAPABILITIES: &str = "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN \
@@ -75,6 +76,8 @@ pub struct Inputs<'a> {
     pub facts: &'a Facts,
     /// Folder in which its device nodes will be.
     pub devices: &'a Path,
+    /// A copy of this program, for containers that ask for an init.
+    pub init: &'a Path,
 }
 
 /// A spec, and what is to be done before it is used.
@@ -174,6 +177,7 @@ fn fill_process(process: &mut oci::Process, inputs: &Inputs<'_>, own: &Variables
     if arguments.first().is_none_or(String::is_empty) {
         return Err(ConvertError::new("command", "is empty, and the image has neither entrypoint nor command"));
     }
+    let arguments = if container.init { with_init(arguments) } else { arguments };
     let folder = container.working_dir.as_deref().or(config.working_dir().as_deref()).unwrap_or_default();
     let folder = if folder.is_empty() { "/" } else { folder };
     if !folder.starts_with('/') {
@@ -191,6 +195,11 @@ fn fill_process(process: &mut oci::Process, inputs: &Inputs<'_>, own: &Variables
     let score = resources::oom_score_adj(pod, container, inputs.facts.device.memory);
     process.set_oom_score_adj(Some(score.max(inputs.facts.device.least_score)));
     Ok(())
+}
+
+/// Puts the small init before a program.
+fn with_init(arguments: Vec<String>) -> Vec<String> {
+    [reaper::PATH, reaper::WORD, "--"].map(str::to_owned).into_iter().chain(arguments).collect()
 }
 
 /// Who a container runs as, with the groups of its pod.
@@ -304,6 +313,9 @@ fn add_mounts(
         }
         let read_only = mount.read_only || place.read_only;
         mounts.push(bind(&place.path, &mount.path, read_only, place.map_ids && inputs.own_users));
+    }
+    if inputs.container.init {
+        mounts.push(bind(inputs.init, reaper::PATH, true, false));
     }
     for (index, device) in inputs.container.devices.iter().enumerate() {
         mounts.push(bind(&inputs.devices.join(index.to_string()), &device.container_path, false, false));

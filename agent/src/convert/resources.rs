@@ -141,6 +141,17 @@ pub fn of_pod(pod: &Pod) -> oci::LinuxResources {
     resources
 }
 
+/// The resources of all pods together: the device's memory but for a part that init and the agent keep, a twentieth, 32 to
+/// 256 MiB.
+pub fn of_all_pods(memory: u64) -> oci::LinuxResources {
+    let reserve = (memory / 20).clamp(32 << 20, 256 << 20);
+    let mut bound = oci::LinuxMemory::default();
+    bound.set_limit(memory.checked_sub(reserve).filter(|rest| *rest > 0).map(signed));
+    let mut resources = oci::LinuxResources::default();
+    resources.set_memory(Some(bound));
+    resources
+}
+
 /// As the kernel names a size of huge pages: `64KB`, `2MB`, `1GB`.
 fn page_size(bytes: u64) -> String {
     let units = [(1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")];
@@ -348,6 +359,14 @@ mod tests {
         assert_eq!(of(&pod), ((Some(2), Some(1000)), (None, None), Some(7)));
         pod.containers[0].limits = Limits::default();
         assert_eq!(of(&pod), ((Some(2), None), (None, None), Some(2048)));
+    }
+
+    #[test]
+    fn init_and_agent_keep_a_part_of_the_memory() {
+        let limit = |memory| of_all_pods(memory).memory().unwrap().limit();
+        let mib = |count: i64| Some(count << 20);
+        assert_eq!([256 << 20, 1 << 30, 8 << 30].map(limit), [mib(224), Some((1 << 30) - (1 << 30) / 20), mib(7936)]);
+        assert_eq!(limit(16 << 20), None);
     }
 
     #[test]

@@ -38,6 +38,7 @@ fn converted(pod: &Pod, image: &ImageConfiguration, volumes: &[(&str, &str)]) ->
         own_users: !pod.host_users && !pod.host_network,
         facts: &facts(Vec::new()),
         devices: Path::new("/run/skeg/devices"),
+        init: Path::new("/run/skeg/init"),
     })
     .map_err(|error| error.to_string())
 }
@@ -193,6 +194,7 @@ fn what_a_pod_asks_of_the_kernel_is_in_the_spec() {
     pod.supplemental_groups = vec![7, 5];
     pod.sysctls = vec![("net.core.somaxconn".to_owned(), "512".to_owned())];
     let container = &mut pod.containers[0];
+    container.init = true;
     container.limits.shm_bytes = Some(1 << 20);
     container.security.seccomp_unconfined = true;
     container.devices = vec![skeg_protocol::manifest::Device {
@@ -205,6 +207,7 @@ fn what_a_pod_asks_of_the_kernel_is_in_the_spec() {
     let process = found.spec.process().as_ref().unwrap();
     assert_eq!(process.user().additional_gids().as_deref(), Some(&[5, 7, 2000][..]));
     assert_eq!(process.oom_score_adj(), Some(1000));
+    assert_eq!(process.args().as_ref().unwrap(), &["/dev/init", "reap", "--", "/entry", "arg"]);
     let linux = found.spec.linux().as_ref().unwrap();
     assert!(linux.seccomp().is_none());
     assert_eq!(linux.sysctl().as_ref().unwrap()["net.core.somaxconn"], "512");
@@ -217,5 +220,7 @@ fn what_a_pod_asks_of_the_kernel_is_in_the_spec() {
     assert!(options("/dev/shm").1.contains(&"size=1048576".to_owned()));
     assert!(!options("/dev/shm").1.contains(&"size=65536k".to_owned()));
     assert_eq!(options("/dev/nothing").0.as_deref(), Some(Path::new("/run/skeg/devices/0")));
+    let (source, init) = options("/dev/init");
+    assert!(source.as_deref() == Some(Path::new("/run/skeg/init")) && init.contains(&"ro".to_owned()));
     assert_eq!(found.nodes.len(), 1);
 }

@@ -1,13 +1,19 @@
 //! The difference between the pods that are wanted and those that are there. Level-triggered: it is asked again
 //! after every change, and says only what can be done now.
 
-use skeg_protocol::{Manifest, Pod, Uid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use skeg_protocol::{Label, Name, Pod, Uid};
+
+/// The pods that are wanted.
+pub type Wanted = BTreeMap<Uid, Arc<Pod>>;
 
 /// A pod that is there.
 #[derive(Debug, Clone, Copy)]
 pub struct Observed<'a> {
     /// The specification that it was started with.
-    pub pod: &'a Pod,
+    pub pod: &'a Arc<Pod>,
     /// It is on its way out.
     pub leaving: bool,
 }
@@ -16,22 +22,46 @@ pub struct Observed<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Take on this pod.
-    Admit(Box<Pod>),
-    /// Stop this pod and remove it.
-    Stop(Uid),
+    Admit(Arc<Pod>),
+    /// Make this pod's images ready, before what has its place is stopped.
+    Fetch(Arc<Pod>),
+    /// Stop this pod and remove it; the words say why.
+    Stop(Uid, &'static str),
 }
 
 /// Compares. A pod whose specification changed, and one that took over another's name, is admitted only once
-/// the old one is gone.
-pub fn reconcile<'a>(desired: &Manifest, observed: impl Iterator<Item = Observed<'a>> + Clone) -> Vec<Change> {
-    let stale = observed.clone().filter(|there| !there.leaving && desired.pod(there.pod.uid) != Some(there.pod));
-    let free = |pod: &Pod| {
-        let taken = |there: Observed<'_>| {
-            there.pod.uid == pod.uid || (there.pod.namespace == pod.namespace && there.pod.name == pod.name)
-        };
-        !observed.clone().any(taken)
-    };
-    let stops = stale.map(|there| Change::Stop(there.pod.uid));
-    let admits = desired.pods.iter().filter(|pod| free(pod)).map(|pod| Change::Admit(Box::new(pod.clone())));
-    stops.chain(admits).collect()
+/// the old one is gone; the old one is stopped only once the images of the new one are here (`has_images`).
+pub fn reconcile<'a>(
+    wanted: &Wanted,
+    observed: impl Iterator<Item = Observed<'a>> + Clone,
+    has_images: impl Fn(&Pod) -> bool,
+) -> Vec<Change> {
+    let uids: BTreeSet<Uid> = observed.clone().map(|there| there.pod.uid).collect();
+    let names: BTreeMap<(&Label, &Name), Uid> =
+        observed.clone().map(|there| ((&there.pod.namespace, &there.pod.name), there.pod.uid)).collect();
+    let same = |one: &Arc<Pod>, other: &Arc<Pod>| Arc::ptr_eq(one, other) || one == other;
+    let stale: BTreeMap<Uid, &Arc<Pod>> = observed
+        .filter(|there| !there.leaving && wanted.get(&there.pod.uid).is_none_or(|pod| !same(pod, there.pod)))
+        .map(|there| (there.pod.uid, there.pod))
+        .collect();
+    let mut changes = Vec::new();
+    let mut kept = BTreeSet::new();
+    for pod in wanted.values() {
+        let by_name = names.get(&(&pod.namespace, &pod.name)).copied();
+        let places = [Some(pod.uid).filter(|uid| uids.contains(uid)), by_name];
+        if places.iter().all(Option::is_none) {
+            changes.push(Change::Admit(Arc::clone(pod)));
+        }
+        // Whoever stands in its place and is no longer wanted.
+        let before: Vec<Uid> = places.into_iter().flatten().filter(|uid| stale.contains_key(uid)).collect();
+        if !before.is_empty() && !has_images(pod) {
+            kept.extend(before);
+            changes.push(Change::Fetch(Arc::clone(pod)));
+        }
+    }
+    let stops = stale.keys().filter(|uid| !kept.contains(uid)).map(|uid| match wanted.contains_key(uid) {
+        true => Change::Stop(*uid, "its specification has changed"),
+        false => Change::Stop(*uid, "it is no longer wanted"),
+    });
+    stops.collect::<Vec<_>>().into_iter().chain(changes).collect()
 }

@@ -1,11 +1,7 @@
-//! The core against a small model of the world: a device that does what it is told, in every order that can
-//! happen, and notes whether any promise is broken.
+//! One container's table, case by case; whole pods are in `pod_tests`, random worlds in `model`.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
-use skeg_protocol::manifest::{Image, ImageSource, RestartPolicy};
-use skeg_protocol::{Container as WantedContainer, Digest};
+use skeg_protocol::manifest::{Handler, Image, ImageSource, Lifecycle, Probe, Probes, RestartPolicy};
+use skeg_protocol::{Container as WantedContainer, ContainerState, Digest};
 
 use super::*;
 
@@ -27,23 +23,44 @@ pub(crate) fn pod(number: u8, name: &str, containers: &[&str]) -> Pod {
     }
 }
 
-fn at(seconds: u64) -> Now {
+pub(super) fn at(seconds: u64) -> Now {
     Now { monotonic: Duration::from_secs(seconds), wall: 1_000 * i64::try_from(seconds).unwrap() }
 }
 
-fn exit(code: i32) -> Outcome {
+pub(super) fn exit(code: i32) -> Outcome {
     Outcome { code, signal: 0, out_of_memory: false, message: String::new() }
 }
 
-const RULES: Rules = Rules { policy: RestartPolicy::Always, grace: Duration::from_secs(30) };
+const NO_PROBES: Probes = Probes { startup: None, liveness: None, readiness: None, ignore_image: false };
+const NO_HOOKS: Lifecycle = Lifecycle { post_start: None, pre_stop: None, stop_signal: None };
+const RULES: Rules<'_> = Rules {
+    policy: RestartPolicy::Always,
+    max_restarts: None,
+    grace: Duration::from_secs(30),
+    probes: &NO_PROBES,
+    lifecycle: &NO_HOOKS,
+};
+
+/// What is to be done, without what is only told to people.
+fn quiet(steps: Vec<Step>) -> Vec<Step> {
+    steps.into_iter().filter(|step| !matches!(step, Step::Tell(..))).collect()
+}
 
 /// Takes a container from wherever it waits to Running.
-fn run(container: &mut Container, rules: Rules, now: Now) {
-    assert_eq!(container.supervise(ContainerEvent::Timer, rules, now), [Step::Pull]);
-    let steps = container.supervise(ContainerEvent::ImageReady, rules, now);
+fn run(container: &mut Container, rules: Rules<'_>, now: Now) {
+    if container.phase == Phase::Held {
+        assert_eq!(container.supervise(ContainerEvent::Go, rules, now), [Step::Pull]);
+    } else if container.phase != Phase::Creating {
+        assert_eq!(container.supervise(ContainerEvent::Timer, rules, now), [Step::Pull]);
+    }
     let attempt = container.restarts;
-    assert_eq!(steps, [Step::Record, Step::Start(attempt)]);
-    assert!(container.supervise(ContainerEvent::Started { attempt }, rules, now).is_empty());
+    if container.phase == Phase::Image {
+        let steps = container.supervise(ContainerEvent::ImageReady { check: None }, rules, now);
+        let attempt = container.restarts;
+        assert_eq!(steps, [Step::Record, Step::Start(attempt)]);
+    }
+    let attempt = attempt.max(container.restarts);
+    assert!(quiet(container.supervise(ContainerEvent::Started { attempt }, rules, now)).is_empty());
 }
 
 fn exited(container: &Container, code: i32) -> ContainerEvent {
@@ -54,13 +71,17 @@ fn exited(container: &Container, code: i32) -> ContainerEvent {
 fn a_crash_loop_waits_0_10_20_40_80_160_300_300_seconds() {
     let mut container = Container::new("main".try_into().unwrap());
     let mut now = 0;
-    for (round, delay) in [0, 10, 20, 40, 80, 160, 300, 300].into_iter().enumerate() {
+    for (round, delay) in (0..).zip([0, 10, 20, 40, 80, 160, 300, 300]) {
         run(&mut container, RULES, at(now));
-        assert_eq!(container.restarts as usize, round);
+        assert_eq!(container.restarts, round);
         let event = exited(&container, 1);
-        assert_eq!(container.supervise(event, RULES, at(now)), [Step::Record, Step::Finish(round as u32)]);
-        assert_eq!(container.deadline(), Some(Duration::from_secs(now + delay)), "round {round}");
-        if delay > 0 {
+        let steps = quiet(container.supervise(event, RULES, at(now)));
+        if delay == 0 {
+            // At once: the next attempt is begun before the old one's files are removed.
+            assert_eq!(steps, [Step::Record, Step::Start(round + 1), Step::Finish(round)]);
+        } else {
+            assert_eq!(steps, [Step::Record, Step::Finish(round)]);
+            assert_eq!(container.deadline(), Some(Duration::from_secs(now + delay)), "round {round}");
             assert!(container.supervise(ContainerEvent::Timer, RULES, at(now + delay - 1)).is_empty());
         }
         now += delay;
@@ -78,7 +99,7 @@ fn ten_minutes_of_health_end_a_crash_loop() {
     run(&mut container, RULES, at(1000));
     let event = exited(&container, 1);
     container.supervise(event, RULES, at(1600));
-    assert_eq!((container.failures, container.deadline()), (1, Some(Duration::from_secs(1600))));
+    assert_eq!((container.failures, &container.phase), (1, &Phase::Creating));
 }
 
 #[test]
@@ -96,19 +117,32 @@ fn the_restart_policy_decides_who_stays_ended() {
         run(&mut container, rules, at(0));
         let event = exited(&container, code);
         container.supervise(event, rules, at(1));
-        assert_eq!(matches!(container.phase, Phase::Backoff { .. }), again, "{policy:?} {code}");
-        assert_eq!(container.deadline().is_some(), again);
+        assert_eq!(container.phase == Phase::Creating, again, "{policy:?} {code}");
+        assert_eq!(matches!(container.phase, Phase::Ended(_)), !again, "{policy:?} {code}");
     }
+}
+
+#[test]
+fn on_failure_with_a_number_stays_ended_after_so_many_restarts() {
+    let rules = Rules { policy: RestartPolicy::OnFailure, max_restarts: Some(2), ..RULES };
+    let mut container = Container::new("main".try_into().unwrap());
+    for now in [0, 0, 10] {
+        run(&mut container, rules, at(now));
+        let event = exited(&container, 1);
+        container.supervise(event, rules, at(now));
+    }
+    assert!(matches!(&container.phase, Phase::Ended(end) if end.exit_code == 1), "{container:?}");
+    assert_eq!(container.restarts, 2);
 }
 
 #[test]
 fn a_program_that_is_not_there_says_run_container_error_and_127() {
     let mut container = Container::new("main".try_into().unwrap());
-    container.supervise(ContainerEvent::Timer, RULES, at(0));
-    container.supervise(ContainerEvent::ImageReady, RULES, at(0));
+    container.supervise(ContainerEvent::Go, RULES, at(0));
+    container.supervise(ContainerEvent::ImageReady { check: None }, RULES, at(0));
     let failure = NotStarted::CannotRun { code: 127, message: "no such program: /bin/nope".to_owned() };
     container.supervise(ContainerEvent::NotStarted { attempt: 0, failure }, RULES, at(0));
-    let ContainerState::Waiting { reason, message } = container.state() else { panic!("{container:?}") };
+    let ContainerState::Waiting { reason, message } = container.state("") else { panic!("{container:?}") };
     assert_eq!(reason, "RunContainerError");
     assert!(message.contains("/bin/nope"), "{message}");
     assert_eq!(container.last.as_ref().map(|end| end.exit_code), Some(127));
@@ -118,8 +152,9 @@ fn a_program_that_is_not_there_says_run_container_error_and_127() {
 fn what_could_not_be_created_does_not_count_as_a_restart() {
     let mut container = Container::new("main".try_into().unwrap());
     for delay in [10, 20, 40] {
+        container.supervise(ContainerEvent::Go, RULES, at(1_000));
         container.supervise(ContainerEvent::Timer, RULES, at(1_000));
-        container.supervise(ContainerEvent::ImageReady, RULES, at(1_000));
+        container.supervise(ContainerEvent::ImageReady { check: None }, RULES, at(1_000));
         let failure = NotStarted::NotCreated { reason: "HostPortTaken", message: "port 80".to_owned() };
         container.supervise(ContainerEvent::NotStarted { attempt: 0, failure }, RULES, at(1_000));
         assert_eq!((container.restarts, container.spent), (0, false));
@@ -133,12 +168,12 @@ fn what_could_not_be_created_does_not_count_as_a_restart() {
 fn a_pull_backs_off_and_says_so() {
     let mut container = Container::new("main".try_into().unwrap());
     for (delay, word) in [(10, "ErrImagePull"), (20, "ImagePullBackOff"), (40, "ImagePullBackOff")] {
-        let now = container.deadline().unwrap();
-        let now = Now { monotonic: now, wall: 0 };
-        assert_eq!(container.supervise(ContainerEvent::Timer, RULES, now), [Step::Pull]);
+        let now = Now { monotonic: container.deadline().unwrap_or_default(), wall: 0 };
+        let event = if container.phase == Phase::Held { ContainerEvent::Go } else { ContainerEvent::Timer };
+        assert_eq!(container.supervise(event, RULES, now), [Step::Pull]);
         container.supervise(ContainerEvent::ImageFailed(ImageFailure::Pull("no such image".to_owned())), RULES, now);
         assert_eq!(container.deadline(), Some(now.monotonic + Duration::from_secs(delay)));
-        let ContainerState::Waiting { reason, message } = container.state() else { panic!() };
+        let ContainerState::Waiting { reason, message } = container.state("") else { panic!() };
         assert!(reason == word && message.contains("no such image"), "{reason} {message}");
     }
 }
@@ -147,10 +182,11 @@ fn a_pull_backs_off_and_says_so() {
 fn an_image_that_may_not_be_pulled_is_looked_for_again_when_one_comes() {
     let mut container = Container::new("main".try_into().unwrap());
     for _ in 0..3 {
-        let now = Now { monotonic: container.deadline().unwrap(), wall: 0 };
-        assert_eq!(container.supervise(ContainerEvent::Timer, RULES, now), [Step::Pull]);
+        let now = Now { monotonic: container.deadline().unwrap_or_default(), wall: 0 };
+        let event = if container.phase == Phase::Held { ContainerEvent::Go } else { ContainerEvent::Timer };
+        assert_eq!(container.supervise(event, RULES, now), [Step::Pull]);
         container.supervise(ContainerEvent::ImageFailed(ImageFailure::Never("not here".to_owned())), RULES, now);
-        let ContainerState::Waiting { reason, message } = container.state() else { panic!() };
+        let ContainerState::Waiting { reason, message } = container.state("") else { panic!() };
         assert_eq!((reason.as_str(), message.as_str()), ("ErrImageNeverPull", "not here"));
     }
     assert_eq!(container.supervise(ContainerEvent::NewImages, RULES, at(0)), [Step::Pull]);
@@ -160,36 +196,122 @@ fn an_image_that_may_not_be_pulled_is_looked_for_again_when_one_comes() {
 #[test]
 fn a_container_that_waits_for_a_config_map_starts_when_it_comes() {
     let mut container = Container::new("main".try_into().unwrap());
-    container.supervise(ContainerEvent::Timer, RULES, at(0));
-    container.supervise(ContainerEvent::ImageReady, RULES, at(0));
+    container.supervise(ContainerEvent::Go, RULES, at(0));
+    container.supervise(ContainerEvent::ImageReady { check: None }, RULES, at(0));
     let missing = |reason| NotStarted::NotCreated { reason, message: "configmap \"app\" not found".to_owned() };
     for reason in ["CreateContainerConfigError", "FailedMount"] {
-        let failed = ContainerEvent::NotStarted { attempt: 0, failure: missing(reason) };
-        container.supervise(failed, RULES, at(0));
-        assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [Step::Pull], "{reason}");
+        container.supervise(ContainerEvent::NotStarted { attempt: 0, failure: missing(reason) }, RULES, at(0));
+        assert_eq!(quiet(container.supervise(ContainerEvent::NewData, RULES, at(0))), [Step::Pull], "{reason}");
         assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [], "{reason}");
-        container.supervise(ContainerEvent::ImageReady, RULES, at(0));
+        container.supervise(ContainerEvent::ImageReady { check: None }, RULES, at(0));
     }
     let failed = ContainerEvent::NotStarted { attempt: 0, failure: missing("CreateContainerError") };
     container.supervise(failed, RULES, at(0));
     assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [], "waits for something else");
 }
 
+fn removed(seconds: u64) -> ContainerEvent {
+    ContainerEvent::Stop { grace: Duration::from_secs(seconds), why: Why::Removed("it is no longer wanted".to_owned()) }
+}
+
 #[test]
 fn a_stop_while_starting_signals_as_soon_as_it_can_and_kills_in_time() {
     let mut container = Container::new("main".try_into().unwrap());
-    container.supervise(ContainerEvent::Timer, RULES, at(0));
-    container.supervise(ContainerEvent::ImageReady, RULES, at(0));
-    let grace = Duration::from_secs(30);
-    assert!(container.supervise(ContainerEvent::Stop { grace }, RULES, at(0)).is_empty());
+    container.supervise(ContainerEvent::Go, RULES, at(0));
+    container.supervise(ContainerEvent::ImageReady { check: None }, RULES, at(0));
+    assert!(container.supervise(removed(30), RULES, at(0)).is_empty());
     assert_eq!(container.deadline(), None, "there is nothing to kill yet");
     assert_eq!(container.supervise(ContainerEvent::Started { attempt: 0 }, RULES, at(10)), [Step::Signal(0)]);
     assert_eq!(container.deadline(), Some(Duration::from_secs(30)));
     assert_eq!(container.supervise(ContainerEvent::Timer, RULES, at(30)), [Step::Kill(0)]);
     assert!(container.supervise(ContainerEvent::Timer, RULES, at(31)).is_empty());
+    assert_eq!(container.supervise(ContainerEvent::Timer, RULES, at(40)), [Step::Kill(0)], "once more");
     let event = exited(&container, 137);
-    assert_eq!(container.supervise(event, RULES, at(31)), [Step::Record, Step::Finish(0)]);
+    assert_eq!(container.supervise(event, RULES, at(41)), [Step::Record, Step::Finish(0)]);
     assert_eq!(container.phase, Phase::Gone(None));
+}
+
+#[test]
+fn a_stop_hook_runs_before_the_signal_and_inside_the_grace_period() {
+    let lifecycle = Lifecycle { pre_stop: Some(Handler::Sleep { seconds: 9 }), ..NO_HOOKS };
+    let rules = Rules { lifecycle: &lifecycle, ..RULES };
+    let hook = Step::Hook(0, HookKind::PreStop, Duration::from_secs(28));
+    let mut container = Container::new("main".try_into().unwrap());
+    run(&mut container, rules, at(0));
+    assert_eq!(quiet(container.supervise(removed(30), rules, at(100))), std::slice::from_ref(&hook));
+    let done = ContainerEvent::HookDone { attempt: 0, hook: HookKind::PreStop, result: Ok(()) };
+    assert_eq!(container.supervise(done, rules, at(109)), [Step::Signal(0)]);
+    assert_eq!(container.deadline(), Some(Duration::from_secs(130)), "the hook's time is the grace period's");
+    // One that hangs is left alone in time for the signal.
+    let mut container = Container::new("main".try_into().unwrap());
+    run(&mut container, rules, at(0));
+    assert_eq!(quiet(container.supervise(removed(30), rules, at(100))), [hook]);
+    assert_eq!(container.deadline(), Some(Duration::from_secs(128)));
+    assert_eq!(quiet(container.supervise(ContainerEvent::Timer, rules, at(128))), [Step::Signal(0)]);
+    assert_eq!(container.supervise(ContainerEvent::Timer, rules, at(130)), [Step::Kill(0)]);
+}
+
+#[test]
+fn a_container_is_started_when_its_start_hook_has_ended_and_ends_where_that_fails() {
+    let lifecycle = Lifecycle { post_start: Some(Handler::Sleep { seconds: 1 }), ..NO_HOOKS };
+    let rules = Rules { lifecycle: &lifecycle, ..RULES };
+    let mut container = Container::new("main".try_into().unwrap());
+    container.supervise(ContainerEvent::Go, rules, at(0));
+    container.supervise(ContainerEvent::ImageReady { check: None }, rules, at(0));
+    let steps = quiet(container.supervise(ContainerEvent::Started { attempt: 0 }, rules, at(0)));
+    assert_eq!(steps[0], Step::Hook(0, HookKind::PostStart, Duration::MAX));
+    assert!(!container.started() && !container.ready());
+    let done = |result| ContainerEvent::HookDone { attempt: 0, hook: HookKind::PostStart, result };
+    let mut well = container.clone();
+    well.supervise(done(Ok(())), rules, at(1));
+    assert!(well.started() && well.ready());
+    let steps = quiet(container.supervise(done(Err("no".to_owned())), rules, at(1)));
+    assert_eq!(steps, [Step::Signal(0)]);
+    let event = exited(&container, 143);
+    container.supervise(event, rules, at(2));
+    assert_eq!(container.phase, Phase::Creating, "the restart policy decides");
+    let last = container.last.unwrap();
+    assert!(last.message.contains("postStart hook failed: no"), "{last:?}");
+}
+
+#[test]
+fn a_liveness_failure_kills_by_its_own_grace_and_the_restart_policy_decides() {
+    let probe = Probe {
+        action: Handler::TcpSocket { host: None, port: 80 },
+        initial_delay_ms: 0,
+        period_ms: 10_000,
+        timeout_ms: 1_000,
+        success_threshold: 1,
+        failure_threshold: 2,
+        termination_grace_seconds: Some(3),
+    };
+    let probes = Probes { liveness: Some(probe), ..NO_PROBES };
+    for policy in [RestartPolicy::Always, RestartPolicy::Never] {
+        let rules = Rules { probes: &probes, policy, ..RULES };
+        let mut container = Container::new("main".try_into().unwrap());
+        container.supervise(ContainerEvent::Go, rules, at(0));
+        container.supervise(ContainerEvent::ImageReady { check: None }, rules, at(0));
+        container.supervise(ContainerEvent::Started { attempt: 0 }, rules, at(0));
+        let bad = || ContainerEvent::Probed {
+            attempt: 0,
+            kind: ProbeKind::Liveness,
+            answer: Err("connection refused".to_owned()),
+        };
+        let ask = Step::Probe(0, ProbeKind::Liveness);
+        assert_eq!(container.supervise(ContainerEvent::Timer, rules, at(0)), std::slice::from_ref(&ask));
+        assert!(quiet(container.supervise(bad(), rules, at(0))).is_empty());
+        assert_eq!(container.supervise(ContainerEvent::Timer, rules, at(10)), [ask]);
+        assert_eq!(quiet(container.supervise(bad(), rules, at(10))), [Step::Signal(0)]);
+        assert_eq!(container.deadline(), Some(Duration::from_secs(13)));
+        let event = exited(&container, 143);
+        container.supervise(event, rules, at(11));
+        let end = match &container.phase {
+            Phase::Ended(end) => end.clone(),
+            _ => container.last.clone().unwrap(),
+        };
+        assert_eq!(matches!(container.phase, Phase::Ended(_)), policy == RestartPolicy::Never);
+        assert!(end.message.contains("its liveness probe failed 2 times: connection refused"), "{end:?}");
+    }
 }
 
 #[test]
@@ -197,7 +319,8 @@ fn a_record_leads_a_new_agent_to_the_same_place() {
     let name: Label = "main".try_into().unwrap();
     let mut container = Container::new(name);
     run(&mut container, RULES, at(5));
-    let found = Found::Held { since: Duration::from_secs(5), started_at: 5_000 };
+    let known = Known { started: true, ready: true };
+    let found = Found::Held { since: Duration::from_secs(5), started_at: 5_000, known, check: None };
     assert_eq!(Container::restore(container.record(), found, RULES, at(9)), container);
     // A reboot counts as a restart with a reason, but not as a failure.
     let mut again = Container::restore(container.record(), Found::Rebooted, RULES, at(1));
@@ -212,274 +335,12 @@ fn a_record_leads_a_new_agent_to_the_same_place() {
     for _ in 0..2 {
         let event = exited(&container, 1);
         container.supervise(event, RULES, at(20));
-        if container.deadline() == Some(Duration::from_secs(20)) {
+        if container.phase == Phase::Creating {
             run(&mut container, RULES, at(20));
         }
     }
     assert_eq!(container.deadline(), Some(Duration::from_secs(30)));
     assert_eq!(Container::restore(container.record(), Found::Nothing, RULES, at(21)), container);
     let again = Container::restore(container.record(), Found::Rebooted, RULES, at(1));
-    assert_eq!(again.deadline(), Some(Duration::ZERO));
-}
-
-#[test]
-fn a_changed_pod_and_a_taken_name_wait_until_the_old_one_is_gone() {
-    let (old, mut changed) = (pod(1, "web", &["main"]), pod(1, "web", &["main"]));
-    changed.containers[0].args = vec!["-v".to_owned()];
-    let heir = pod(2, "web", &["main"]);
-    let there = |leaving| [Observed { pod: &old, leaving }];
-    for wanted in [&changed, &heir] {
-        let desired = Manifest { revision: 1, pods: vec![wanted.clone()], ..Manifest::default() };
-        assert_eq!(reconcile(&desired, there(false).into_iter()), [Change::Stop(old.uid)]);
-        assert_eq!(reconcile(&desired, there(true).into_iter()), []);
-        assert_eq!(reconcile(&desired, std::iter::empty()), [Change::Admit(Box::new(wanted.clone()))]);
-    }
-    let same = Manifest { revision: 2, pods: vec![old.clone()], ..Manifest::default() };
-    assert_eq!(reconcile(&same, there(false).into_iter()), []);
-}
-
-/// What the model does next.
-#[derive(Debug, Clone)]
-enum Move {
-    /// Wants these pods, each in one of three versions (0: not wanted).
-    Want([u8; 3]),
-    /// Lets time pass, in seconds.
-    Wait(u16),
-    /// The n-th thing under way ends well or badly.
-    Finish(u8, bool),
-    /// The n-th running container exits with this code.
-    Exit(u8, i32),
-    /// The agent dies and a new one takes over.
-    Kill,
-}
-
-fn a_move() -> impl Strategy<Value = Move> {
-    prop_oneof![
-        2 => [0u8..3, 0u8..3, 0u8..3].prop_map(Move::Want),
-        4 => (0u16..700).prop_map(Move::Wait),
-        8 => (any::<u8>(), prop::bool::weighted(0.8)).prop_map(|(which, well)| Move::Finish(which, well)),
-        4 => (any::<u8>(), 0..3i32).prop_map(|(which, code)| Move::Exit(which, code)),
-        1 => Just(Move::Kill),
-    ]
-}
-
-type Key = (Uid, Label);
-
-/// The world: what the device's kernel, init and disk hold.
-#[derive(Default)]
-struct World {
-    now: u64,
-    running: BTreeMap<Key, u32>,
-    starting: BTreeMap<Key, u32>,
-    pulling: BTreeSet<Key>,
-    exits: BTreeMap<Key, (u32, i32)>,
-    finished: BTreeMap<Key, u32>,
-    ended_at: BTreeMap<Key, (u64, u32)>,
-    signalled: BTreeMap<Key, u64>,
-    removing: BTreeSet<Uid>,
-    records: BTreeMap<Uid, PodRecord>,
-}
-
-impl World {
-    fn obey(&mut self, actions: Vec<(Uid, Action)>) {
-        for (uid, action) in actions {
-            match action {
-                Action::Admit(_) => assert!(!self.records.contains_key(&uid), "admitted over an old one"),
-                Action::Record(record) => {
-                    self.records.insert(uid, *record);
-                }
-                Action::Remove { .. } => {
-                    assert!(self.running.keys().all(|key| key.0 != uid), "removed while it runs");
-                    self.removing.insert(uid);
-                }
-                Action::Container(name, step) => self.obey_step((uid, name), step),
-            }
-        }
-    }
-
-    fn obey_step(&mut self, key: Key, step: Step) {
-        match step {
-            Step::Record => unreachable!("the node turns it into an action of the pod"),
-            Step::Pull => {
-                self.pulling.insert(key);
-            }
-            Step::Start(attempt) => {
-                assert!(!self.running.contains_key(&key), "started twice");
-                let record = &self.records[&key.0];
-                let mine = record.containers.iter().find(|one| one.name == key.1).unwrap();
-                assert!(mine.restarts == attempt && mine.spent, "started before it was recorded");
-                if let Some((ended, failures)) = self.ended_at.remove(&key) {
-                    let wait = supervise::restart_delay(failures).as_secs();
-                    assert!(self.now >= ended + wait, "back-off cut short");
-                }
-                assert!(self.starting.insert(key, attempt).is_none(), "started twice");
-            }
-            Step::Signal(attempt) => {
-                if self.running.get(&key) == Some(&attempt) {
-                    self.signalled.insert(key, self.now);
-                }
-            }
-            Step::Kill(attempt) => {
-                if self.running.get(&key) == Some(&attempt) {
-                    self.running.remove(&key);
-                    self.signalled.remove(&key);
-                    self.exits.insert(key, (attempt, 137));
-                }
-            }
-            Step::Finish(attempt) => {
-                self.finished.insert(key.clone(), attempt);
-                self.exits.remove(&key);
-            }
-        }
-    }
-
-    fn moment(&self) -> Now {
-        at(self.now)
-    }
-
-    fn give(&mut self, node: &mut Node, key: &Key, event: ContainerEvent) {
-        let actions = node.step(Event::Container { pod: key.0, container: key.1.clone(), event }, self.moment());
-        self.obey(actions);
-    }
-
-    /// Ends one thing that is under way: a pull, a start, a removal, or the telling of an exit.
-    fn finish(&mut self, node: &mut Node, which: u8, well: bool) {
-        let total = self.pulling.len() + self.starting.len() + self.removing.len() + self.exits.len();
-        if total == 0 {
-            return;
-        }
-        let mut index = usize::from(which) % total;
-        if let Some(key) = self.pulling.iter().nth(index).cloned() {
-            self.pulling.remove(&key);
-            let event = if well {
-                ContainerEvent::ImageReady
-            } else {
-                ContainerEvent::ImageFailed(ImageFailure::Pull("no".to_owned()))
-            };
-            return self.give(node, &key, event);
-        }
-        index -= self.pulling.len();
-        if let Some((key, attempt)) = self.starting.iter().nth(index).map(|(key, attempt)| (key.clone(), *attempt)) {
-            self.starting.remove(&key);
-            let event = if well {
-                self.running.insert(key.clone(), attempt);
-                ContainerEvent::Started { attempt }
-            } else {
-                let failure = NotStarted::NotCreated { reason: "CreateContainerError", message: "no".to_owned() };
-                ContainerEvent::NotStarted { attempt, failure }
-            };
-            return self.give(node, &key, event);
-        }
-        index -= self.starting.len();
-        if let Some(uid) = self.removing.iter().nth(index).copied() {
-            self.removing.remove(&uid);
-            self.records.remove(&uid);
-            let actions = node.step(Event::PodRemoved(uid), self.moment());
-            return self.obey(actions);
-        }
-        index -= self.removing.len();
-        if let Some((key, (attempt, code))) = self.exits.iter().nth(index).map(|(key, end)| (key.clone(), *end)) {
-            self.exits.remove(&key);
-            let before = node.container(key.0, &key.1).cloned();
-            self.give(node, &key, ContainerEvent::Exited { attempt, outcome: exit(code) });
-            let after = node.container(key.0, &key.1);
-            if let (Some(before), Some(after)) = (before, after)
-                && matches!(before.phase, Phase::Running { .. })
-            {
-                assert_eq!(after.last.as_ref().map(|end| end.exit_code), Some(code), "an exit was lost");
-                self.ended_at.insert(key, (self.now, after.failures));
-            }
-        }
-    }
-
-    /// A new agent from what is durable and what init holds.
-    fn kill_agent(&mut self, desired: &Manifest) -> Node {
-        let mut node = Node::new(Uid::default());
-        self.pulling.clear();
-        self.starting.clear();
-        self.removing.clear();
-        for record in self.records.values() {
-            let uid = record.pod.uid;
-            let (running, exits) = (&self.running, &self.exits);
-            let found = |name: &Label, attempt: u32| {
-                let key = (uid, name.clone());
-                let held = running.get(&key) == Some(&attempt) || exits.get(&key).is_some_and(|end| end.0 == attempt);
-                if held { Found::Held { since: Duration::ZERO, started_at: 0 } } else { Found::Nothing }
-            };
-            node.adopt(record.clone(), found, self.moment());
-        }
-        let actions = node.step(Event::Manifest(desired.clone()), self.moment());
-        self.obey(actions);
-        node
-    }
-}
-
-fn wanted(versions: [u8; 3], revision: u64) -> Manifest {
-    let pods = versions.iter().enumerate().filter(|(_, version)| **version > 0).map(|(index, version)| {
-        let number = u8::try_from(index).unwrap() + 1;
-        let mut pod = pod(number, &format!("pod{number}"), &["a", "b"]);
-        pod.containers[0].args = vec![version.to_string()];
-        pod
-    });
-    Manifest { revision, pods: pods.collect(), ..Manifest::default() }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn nothing_is_started_twice_lost_or_hurried(moves in prop::collection::vec(a_move(), 1..120)) {
-        let mut world = World::default();
-        let mut node = Node::new(Uid::default());
-        let mut desired = Manifest::default();
-        for one in moves {
-            match one {
-                Move::Want(versions) => {
-                    desired = wanted(versions, desired.revision + 1);
-                    let actions = node.step(Event::Manifest(desired.clone()), world.moment());
-                    world.obey(actions);
-                }
-                Move::Wait(seconds) => {
-                    // The clock stops at every deadline on the way, as the agent's timer does.
-                    let goal = world.now + u64::from(seconds);
-                    while let Some(next) = node.deadline().map(|at| at.as_secs()).filter(|at| *at <= goal) {
-                        world.now = world.now.max(next);
-                        let actions = node.step(Event::Timer, world.moment());
-                        world.obey(actions);
-                    }
-                    world.now = goal;
-                }
-                Move::Finish(which, well) => world.finish(&mut node, which, well),
-                Move::Exit(which, code) => {
-                    let index = usize::from(which) % world.running.len().max(1);
-                    if let Some(key) = world.running.keys().nth(index).cloned() {
-                        let attempt = world.running.remove(&key).unwrap();
-                        world.signalled.remove(&key);
-                        world.exits.insert(key, (attempt, code));
-                    }
-                }
-                Move::Kill => {
-                    world.ended_at.clear();
-                    world.signalled.clear();
-                    node = world.kill_agent(&desired);
-                }
-            }
-            for (key, since) in &world.signalled {
-                prop_assert!(world.now <= since + 30, "{key:?} outlived its grace");
-            }
-        }
-        // Left alone with everything going well, the node comes to what is wanted.
-        for round in 0..400 {
-            world.now += 301;
-            let actions = node.step(Event::Timer, world.moment());
-            world.obey(actions);
-            for _ in 0..20 {
-                world.finish(&mut node, round as u8, true);
-            }
-        }
-        let goal: BTreeSet<Key> = desired.pods.iter()
-            .flat_map(|pod| pod.containers.iter().map(|container| (pod.uid, container.name.clone())))
-            .collect();
-        prop_assert_eq!(world.running.keys().cloned().collect::<BTreeSet<_>>(), goal);
-    }
+    assert_eq!(again.phase, Phase::Held);
 }

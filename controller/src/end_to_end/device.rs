@@ -11,7 +11,7 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use skeg_protocol::message::{Held, Hello, NodeInfo, StatusUpdate, VERSIONS};
-use skeg_protocol::status::reason;
+use skeg_protocol::status::{ConditionKind, PodCondition, reason};
 use skeg_protocol::sync::{Answer, Intake};
 use skeg_protocol::{Connection, ContainerState, ContainerStatus, LinkError, Message, Phase, Pod, PodStatus, Uid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -222,6 +222,17 @@ pub(super) fn running(pod: &Pod) -> PodStatus {
         last: None,
         restarts: 0,
         image: Some(container.image.digest),
+        started: true,
+        ready: true,
+    });
+    use ConditionKind as Kind;
+    let conditions = [Kind::PodScheduled, Kind::Initialized, Kind::ContainersReady, Kind::Ready];
+    let conditions = conditions.map(|kind| PodCondition {
+        kind,
+        holds: true,
+        since: 1_700_000_000_000,
+        reason: reason(""),
+        message: String::new(),
     });
     PodStatus {
         uid: pod.uid,
@@ -229,6 +240,8 @@ pub(super) fn running(pod: &Pod) -> PodStatus {
         reason: reason(""),
         message: String::new(),
         started_at: 1_700_000_000_000,
+        conditions: conditions.to_vec(),
+        init_containers: Vec::new(),
         containers: containers.collect(),
     }
 }

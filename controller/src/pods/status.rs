@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use skeg_protocol::status::ConditionKind;
 use skeg_protocol::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
 
 use crate::time;
@@ -15,24 +16,23 @@ pub(crate) fn from_device(pod: &Value, report: &PodStatus, host_ip: Option<&str>
         Phase::Succeeded => "Succeeded",
         Phase::Failed => "Failed",
     };
-    let containers: Vec<Value> = report.containers.iter().map(|container| container_status(pod, container)).collect();
-    let all_ready = !containers.is_empty() && containers.iter().all(|container| container["ready"] == true);
-    let not_ready = match report.phase {
-        Phase::Succeeded | Phase::Failed => "PodCompleted",
-        _ => "ContainersNotReady",
+    let statuses = |field: &str, reports: &[ContainerStatus]| -> Vec<Value> {
+        reports.iter().map(|container| container_status(pod, field, container)).collect()
     };
-    let reason = if all_ready { "" } else { not_ready };
+    let told: Vec<(&str, bool, &str, &str)> = report
+        .conditions
+        .iter()
+        .map(|condition| (kind(condition.kind), condition.holds, condition.reason.as_str(), condition.message.as_str()))
+        .collect();
     let mut status = json!({
         "phase": phase,
         "startTime": time::from_millis(report.started_at),
-        "containerStatuses": containers,
-        "conditions": conditions(pod, now, &[
-            ("PodScheduled", true, "", ""),
-            ("Initialized", true, "", ""),
-            ("ContainersReady", all_ready, reason, ""),
-            ("Ready", all_ready, reason, ""),
-        ]),
+        "containerStatuses": statuses("containers", &report.containers),
+        "conditions": conditions(pod, now, &told),
     });
+    if !report.init_containers.is_empty() {
+        status["initContainerStatuses"] = json!(statuses("initContainers", &report.init_containers));
+    }
     let texts = [("reason", report.reason.as_str()), ("message", &report.message), ("hostIP", host_ip.unwrap_or(""))];
     for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
         status[name] = json!(text);
@@ -95,17 +95,26 @@ pub(crate) fn conditions(object: &Value, now: Timestamp, conditions: &[(&str, bo
     conditions.iter().map(one).collect()
 }
 
-fn container_status(pod: &Value, container: &ContainerStatus) -> Value {
-    let specs = pod["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
+/// As Kubernetes calls it.
+fn kind(kind: ConditionKind) -> &'static str {
+    match kind {
+        ConditionKind::PodScheduled => "PodScheduled",
+        ConditionKind::Initialized => "Initialized",
+        ConditionKind::ContainersReady => "ContainersReady",
+        ConditionKind::Ready => "Ready",
+    }
+}
+
+fn container_status(pod: &Value, field: &str, container: &ContainerStatus) -> Value {
+    let specs = pod["spec"][field].as_array().map(Vec::as_slice).unwrap_or_default();
     let spec = specs.iter().find(|spec| spec["name"] == container.name.as_str());
     let image = spec.and_then(|spec| spec["image"].as_str()).unwrap_or_default();
-    let running = matches!(container.state, ContainerState::Running { .. });
     json!({
         "name": container.name.as_str(),
         "image": image,
         "imageID": container.image.map(|digest| digest.to_string()).unwrap_or_default(),
-        "ready": running,
-        "started": running,
+        "ready": container.ready,
+        "started": container.started,
         "restartCount": container.restarts,
         "state": state(&container.state),
         "lastState": container.last.as_ref().map_or_else(|| json!({}), |last| json!({"terminated": terminated(last)})),
@@ -145,23 +154,36 @@ fn terminated(end: &Termination) -> Value {
 #[cfg(test)]
 mod tests {
     use skeg_protocol::Uid;
-    use skeg_protocol::status::reason;
+    use skeg_protocol::status::{PodCondition, reason};
 
     use super::*;
 
     fn report(state: ContainerState, last: Option<Termination>) -> PodStatus {
+        let ready = matches!(state, ContainerState::Running { .. });
+        let kinds = [ConditionKind::PodScheduled, ConditionKind::Ready];
+        let conditions = kinds.map(|kind| PodCondition {
+            kind,
+            holds: ready || kind == ConditionKind::PodScheduled,
+            since: 0,
+            reason: reason(if ready { "" } else { "ContainersNotReady" }),
+            message: String::new(),
+        });
         PodStatus {
             uid: Uid([1; 16]),
             phase: Phase::Running,
             reason: reason(""),
             message: String::new(),
             started_at: 1_700_000_000_000,
+            conditions: conditions.to_vec(),
+            init_containers: Vec::new(),
             containers: vec![ContainerStatus {
                 name: heapless::String::try_from("web").unwrap(),
                 state,
                 last,
                 restarts: 2,
                 image: None,
+                started: ready,
+                ready,
             }],
         }
     }
@@ -185,7 +207,7 @@ mod tests {
         assert_eq!(container["lastState"]["terminated"]["finishedAt"], "1970-01-01T00:00:01Z");
         assert_eq!(container["image"], "demo:1");
         assert_eq!(status["hostIP"], "10.0.0.9");
-        assert_eq!(status["conditions"][3]["status"], "False");
+        assert_eq!(status["conditions"][1]["status"], "False");
     }
 
     #[test]

@@ -54,6 +54,8 @@ mod tests {
             reason: reason(""),
             message: message.to_owned(),
             started_at: 0,
+            conditions: Vec::new(),
+            init_containers: Vec::new(),
             containers: Vec::new(),
         }
     }

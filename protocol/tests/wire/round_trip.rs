@@ -15,7 +15,9 @@ use skeg_protocol::message::{
     RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest,
     StreamResize, Versions, VolumeRequest, Welcome,
 };
-use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination};
+use skeg_protocol::status::{
+    ConditionKind, ContainerState, ContainerStatus, Phase, PodCondition, PodStatus, Termination,
+};
 
 /// Text that fits `N` bytes whatever its characters.
 fn short<const N: usize>() -> impl Strategy<Value = heapless::String<N>> {
@@ -168,19 +170,39 @@ fn container_status() -> impl Strategy<Value = ContainerStatus> {
         any::<i64>().prop_map(|started_at| ContainerState::Running { started_at }),
         termination().prop_map(ContainerState::Terminated),
     ];
-    (short(), state, option::of(termination()), any::<u32>(), option::of(digest()))
-        .prop_map(|(name, state, last, restarts, image)| ContainerStatus { name, state, last, restarts, image })
+    (short(), state, option::of(termination()), any::<u32>(), option::of(digest()), any::<[bool; 2]>()).prop_map(
+        |(name, state, last, restarts, image, [started, ready])| ContainerStatus {
+            name,
+            state,
+            last,
+            restarts,
+            image,
+            started,
+            ready,
+        },
+    )
+}
+
+fn condition() -> impl Strategy<Value = PodCondition> {
+    use ConditionKind as Kind;
+    let kind =
+        prop_oneof![Just(Kind::PodScheduled), Just(Kind::Initialized), Just(Kind::ContainersReady), Just(Kind::Ready)];
+    (kind, any::<bool>(), any::<i64>(), short(), text())
+        .prop_map(|(kind, holds, since, reason, message)| PodCondition { kind, holds, since, reason, message })
 }
 
 fn pod_status() -> impl Strategy<Value = PodStatus> {
     let phase = prop_oneof![Just(Phase::Pending), Just(Phase::Running), Just(Phase::Succeeded), Just(Phase::Failed)];
-    (uid(), phase, short(), text(), any::<i64>(), vec(container_status(), 0..3)).prop_map(
-        |(uid, phase, reason, message, started_at, containers)| PodStatus {
+    let parts = (vec(condition(), 0..3), vec(container_status(), 0..3), vec(container_status(), 0..3));
+    (uid(), phase, short(), text(), any::<i64>(), parts).prop_map(
+        |(uid, phase, reason, message, started_at, (conditions, init_containers, containers))| PodStatus {
             uid,
             phase,
             reason,
             message,
             started_at,
+            conditions,
+            init_containers,
             containers,
         },
     )

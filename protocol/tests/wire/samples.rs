@@ -14,7 +14,9 @@ use skeg_protocol::message::{
     RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest,
     StreamResize, VERSIONS, Welcome,
 };
-use skeg_protocol::status::{ContainerState, ContainerStatus, Phase, PodStatus, Termination, reason};
+use skeg_protocol::status::{
+    ConditionKind, ContainerState, ContainerStatus, Phase, PodCondition, PodStatus, Termination, reason,
+};
 
 /// Makes a bounded string; samples fit.
 fn short<const N: usize>(text: &str) -> heapless::String<N> {
@@ -271,12 +273,22 @@ pub(crate) fn pod_status() -> PodStatus {
         reason: reason(""),
         message: String::new(),
         started_at: 1_700_000_000_000,
+        conditions: vec![PodCondition {
+            kind: ConditionKind::Ready,
+            holds: false,
+            since: 1_700_000_000_000,
+            reason: reason("ContainersNotReady"),
+            message: "containers with unready status: [web]".to_owned(),
+        }],
+        init_containers: Vec::new(),
         containers: vec![ContainerStatus {
             name: short("web"),
             state: waiting,
             last: Some(ended),
             restarts: 2,
             image: Some(Digest([0xcd; 32])),
+            started: false,
+            ready: false,
         }],
     }
 }
