@@ -212,6 +212,7 @@ fn start(order: Order) -> Result<Running, String> {
         console: None,
         preserve_fds: 0,
         keyring: None,
+        state: None,
         patience: order.patience,
     });
     match started {

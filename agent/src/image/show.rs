@@ -86,7 +86,7 @@ fn parts(name: &str) -> (String, String) {
 }
 
 fn table(answer: &Value) -> String {
-    let mut rows = vec![["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "SIZE", "STATE"].map(str::to_owned)];
+    let mut rows = vec![["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE", "STATE"].map(str::to_owned)];
     for image in items(answer) {
         let short = |field: &str| {
             let digits = image[field].as_str().unwrap_or_default().trim_start_matches("sha256:");
@@ -97,12 +97,15 @@ fn table(answer: &Value) -> String {
             (_, Some(true)) => "in use",
             _ => "unused",
         };
+        // The day, and not how long ago: a device's clock may be wrong.
+        let created = image["created"].as_str().and_then(|time| time.get(..10)).unwrap_or("<none>");
         let mut names: Vec<_> = items(&image["names"]).iter().filter_map(Value::as_str).map(parts).collect();
         if names.is_empty() {
             names.push(("<none>".to_owned(), "<none>".to_owned()));
         }
         for (repository, tag) in names {
-            rows.push([repository, tag, short("digest"), short("id"), size(&image["size"]), state.to_owned()]);
+            let (digest, id, size) = (short("digest"), short("id"), size(&image["size"]));
+            rows.push([repository, tag, digest, id, created.to_owned(), size, state.to_owned()]);
         }
     }
     crate::commands::columns(&rows)
@@ -157,15 +160,15 @@ mod tests {
     fn a_list_has_a_line_for_each_name() {
         let id = format!("sha256:{}", "ab".repeat(32));
         let image = json!({
-            "digest": id, "id": id, "size": 1 << 20, "needed": true, "whole": true,
+            "digest": id, "id": id, "size": 1 << 20, "needed": true, "whole": true, "created": "2026-01-02T03:04:05Z",
             "names": ["docker.io/library/nginx:1.27", "localhost:5000/a/b@".to_owned() + &id],
         });
         let broken = json!({"digest": id, "id": null, "size": 0, "needed": false, "whole": false, "names": []});
         let wanted = "\
-REPOSITORY          TAG     DIGEST        IMAGE ID      SIZE     STATE
-nginx               1.27    abababababab  abababababab  1.0 MiB  in use
-localhost:5000/a/b  <none>  abababababab  abababababab  1.0 MiB  in use
-<none>              <none>  abababababab  <none>        0 B      broken
+REPOSITORY          TAG     DIGEST        IMAGE ID      CREATED     SIZE     STATE
+nginx               1.27    abababababab  abababababab  2026-01-02  1.0 MiB  in use
+localhost:5000/a/b  <none>  abababababab  abababababab  2026-01-02  1.0 MiB  in use
+<none>              <none>  abababababab  <none>        <none>      0 B      broken
 ";
         assert_eq!(show(&json!([image, broken]), Form::List), (wanted.to_owned(), 0));
     }

@@ -122,9 +122,12 @@ fn rows_of(output: &str, pids: &[i32]) -> anyhow::Result<String> {
 pub(crate) fn spec(bundle: &Path) -> anyhow::Result<()> {
     let path = bundle.join("config.json");
     let mut spec = default_spec();
-    // As runc and crun have it: the example is a shell for a person.
+    // As runc and crun have it: the example is a shell for a person, in a root that stays as it is.
     if let Some(process) = spec.process_mut() {
         process.set_terminal(Some(true));
+    }
+    if let Some(root) = spec.root_mut() {
+        root.set_readonly(Some(true));
     }
     let json = serde_json::to_vec_pretty(&spec).context("the example cannot be written as JSON")?;
     let opened = OpenOptions::new().write(true).create_new(true).open(&path);

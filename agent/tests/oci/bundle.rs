@@ -32,6 +32,7 @@ impl Bundle {
         bundle.change(|config| {
             config["process"]["args"] = json!(arguments);
             config["process"]["terminal"] = json!(false);
+            config["root"]["readonly"] = json!(false);
             config["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.cgroup));
         });
         bundle

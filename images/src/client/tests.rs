@@ -249,13 +249,12 @@ async fn a_registry_that_gives_a_byte_now_and_then_is_given_up() {
     let registry = Registry::start().await;
     let path = format!("/v2/a/blobs/{}", Digest::of(b"x"));
     registry.on(&path, Reply::new(200, vec![0; 100_000]).end(End::Drip));
-    let mut blob = client(&registry.address, SHORT).blob("a", &Digest::of(b"x"), 0).await.unwrap();
-    let error = loop {
-        match blob.chunk().await {
-            Ok(chunk) => assert!(chunk.is_some(), "all of it came"),
-            Err(error) => break error,
-        }
+    let fetched = async {
+        let mut blob = client(&registry.address, SHORT).blob("a", &Digest::of(b"x"), 0).await?;
+        while blob.chunk().await?.is_some() {}
+        Ok::<_, ClientError>(())
     };
+    let error = fetched.await.expect_err("all of it came");
     assert!(matches!(error, ClientError::Stalled { .. }), "{error}");
 }
 

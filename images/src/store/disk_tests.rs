@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use super::tests::{pull, store, two_layers};
+use super::tests::{chain, pull, store, two_layers};
 use super::*;
 use crate::testing::*;
 
@@ -245,6 +245,61 @@ async fn a_pull_makes_room_by_removing_the_longest_unused() {
     let error = pull(&store, &registry, &images[0]).await.unwrap_err();
     assert!(matches!(error, PullError::Space { what: "bytes", .. }), "{error:?}");
     assert!(store.image(&images[1]).unwrap().is_some() && store.image(&images[2]).unwrap().is_some());
+}
+
+/// Whatever write it is for which there is no room: the error says so, nothing is half there, and with room it goes on.
+#[tokio::test]
+async fn a_disk_that_is_full_at_any_write_loses_nothing() {
+    let registry = Registry::start().await;
+    let layers: Vec<_> = (0..3u8)
+        .map(|layer| {
+            let file = |tar: TarFile, name: u8| tar.file(&format!("{layer}/{name}/file"), &vec![name; 9000]);
+            let tar = (0..4).fold(TarFile::new(), file).bytes();
+            // It takes more room than its compressed size lets expect.
+            (gzip(&tar), tar)
+        })
+        .collect();
+    let digest = registry.add_image("demo/web", "1", &layers);
+    let (mut whole, mut full) = (0, 0);
+    for kib in (4..400).step_by(12) {
+        let Some(disk) = SmallDisk::new(&format!("size={kib}k")) else { return };
+        let limits = Limits { reserve: Some(0), high_percent: 100, low_percent: 100, ..Limits::default() };
+        let tried = match Store::open(disk.0.path(), limits) {
+            Ok(store) => pull(&store, &registry, &digest).await.map(drop).map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        };
+        match &tried {
+            Ok(()) => whole += 1,
+            Err(error) => {
+                assert!(error.to_lowercase().contains("space"), "{kib} KiB: {error}");
+                full += 1;
+            }
+        }
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount_remount(disk.0.path(), flags, "size=4m").unwrap();
+        // What other layers were about ends off this thread, and holds the store until then.
+        let root = disk.0.path().to_owned();
+        let store = tokio::task::spawn_blocking(move || Store::open(&root, limits)).await.unwrap().unwrap();
+        let verified = store.verify(&|_, _| ()).unwrap();
+        assert_eq!((&verified.broken[..], &verified.incomplete[..]), (&[][..], &[][..]), "{kib} KiB");
+        assert_eq!(tried.is_ok(), store.image(&digest).unwrap().is_some(), "{kib} KiB");
+        pull(&store, &registry, &digest).await.unwrap();
+        assert_eq!(store.verify(&|_, _| ()).unwrap().images, [digest], "{kib} KiB");
+    }
+    assert!(whole > 3 && full > 3, "{whole} whole, {full} full");
+}
+
+#[tokio::test]
+async fn a_store_may_lie_behind_a_symlink() {
+    let registry = Registry::start().await;
+    let digest = registry.add_image("demo/web", "1", &two_layers());
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("large-disk")).unwrap();
+    std::os::unix::fs::symlink("large-disk", folder.path().join("store")).unwrap();
+    let store = Store::open(&folder.path().join("store"), Limits::default()).unwrap();
+    pull(&store, &registry, &digest).await.unwrap();
+    assert_eq!(store.verify(&|_, _| ()).unwrap().images, [digest]);
+    assert!(folder.path().join("large-disk/images").join(digest.hex()).exists());
 }
 
 #[tokio::test]

@@ -109,6 +109,12 @@ struct Saved {
     layers: Vec<String>,
 }
 
+/// One image of the list that a bundle has.
+enum Entry {
+    Oci(Box<Descriptor>),
+    Docker(Saved),
+}
+
 /// An image as it lies in the bundle.
 struct Found {
     /// The digest under which it becomes known, and the documents that prove what it means.
@@ -136,15 +142,13 @@ impl Store {
         progress: &dyn Fn(usize, usize),
     ) -> Result<Vec<(Digest, Vec<String>)>, ImportError> {
         let bundle = Bundle::open(path, &self.0.root.join("tmp"), self.room()?)?;
-        let found = if let Some(index) = bundle.read("index.json", MAX_MANIFEST)? {
-            oci_images(&bundle, &index, platform)?
-        } else if let Some(list) = bundle.read("manifest.json", MAX_MANIFEST)? {
-            docker_images(&bundle, &list)?
-        } else {
-            return Err(ImportError::Neither(path.to_owned()));
-        };
         let mut imported = Vec::new();
-        for mut image in found {
+        // One after the other: the documents of all together could fill the memory.
+        for entry in entries(&bundle, platform)? {
+            let mut image = match entry {
+                Entry::Oci(descriptor) => oci_image(&bundle, &descriptor, platform)?,
+                Entry::Docker(saved) => docker_image(&bundle, saved)?,
+            };
             check_platform(&image.digest, &image.parts, platform)?;
             if let Some(name) = name {
                 image.names = vec![name.to_owned()];
@@ -277,21 +281,30 @@ fn documents(
     }
 }
 
-fn oci_images(bundle: &Bundle, index: &[u8], platform: &Platform) -> Result<Vec<Found>, ImportError> {
-    let list = |source| ImportError::List { path: bundle.path().to_owned(), name: "index.json", source };
-    let index: ImageIndex =
-        serde_json::from_slice(index).map_err(|source| list(ManifestError::Json { what: "image index", source }))?;
-    let mut found = Vec::new();
-    for descriptor in index.manifests().iter().take(MAX_IMAGES) {
-        // Images for other machines, and attestations, may lie beside.
-        let other = descriptor.platform().as_ref().is_some_and(|there| {
-            !platform.runs(&there.os().to_string(), &there.architecture().to_string(), there.variant().as_deref())
-        });
-        if !other {
-            found.push(oci_image(bundle, descriptor, platform)?);
+/// Lists the images that may run here.
+fn entries(bundle: &Bundle, platform: &Platform) -> Result<Vec<Entry>, ImportError> {
+    let wrong = |name, what| {
+        move |source| ImportError::List {
+            path: bundle.path().to_owned(),
+            name,
+            source: ManifestError::Json { what, source },
         }
+    };
+    if let Some(index) = bundle.read("index.json", MAX_MANIFEST)? {
+        let index: ImageIndex = serde_json::from_slice(&index).map_err(wrong("index.json", "image index"))?;
+        // Images for other machines, and attestations, may lie beside.
+        let here = |descriptor: &&Descriptor| {
+            descriptor.platform().as_ref().is_none_or(|there| {
+                platform.runs(&there.os().to_string(), &there.architecture().to_string(), there.variant().as_deref())
+            })
+        };
+        let descriptors = index.manifests().iter().take(MAX_IMAGES).filter(here);
+        return Ok(descriptors.cloned().map(Box::new).map(Entry::Oci).collect());
     }
-    Ok(found)
+    let list = bundle.read("manifest.json", MAX_MANIFEST)?;
+    let list = list.ok_or_else(|| ImportError::Neither(bundle.path().to_owned()))?;
+    let saved: Vec<Saved> = serde_json::from_slice(&list).map_err(wrong("manifest.json", "list of images"))?;
+    Ok(saved.into_iter().take(MAX_IMAGES).map(Entry::Docker).collect())
 }
 
 fn oci_image(bundle: &Bundle, descriptor: &Descriptor, platform: &Platform) -> Result<Found, ImportError> {
@@ -326,16 +339,6 @@ fn take_origin(bundle: &Bundle, origin: &Digest, platform: &Platform, found: &mu
         (found.digest, found.manifest, found.index) = (*origin, raw, index);
     }
     Ok(())
-}
-
-fn docker_images(bundle: &Bundle, list: &[u8]) -> Result<Vec<Found>, ImportError> {
-    let wrong = |source| ImportError::List {
-        path: bundle.path().to_owned(),
-        name: "manifest.json",
-        source: ManifestError::Json { what: "list of images", source },
-    };
-    let saved: Vec<Saved> = serde_json::from_slice(list).map_err(wrong)?;
-    saved.into_iter().take(MAX_IMAGES).map(|saved| docker_image(bundle, saved)).collect()
 }
 
 /// Such an image has no manifest: one is made of what is there.

@@ -4,7 +4,7 @@
 //! A point is a number of bytes: written to the disk for a power cut, received from the network for the end of an
 //! agent. It does not depend on the machine's speed. What was not flushed is lost by chance ([`VolatileDisk`]). A cut
 //! between two flushes is among the points, for nothing is written then. The seed is printed and can be given in
-//! `SKEG_SEED`; `SKEG_POWER_CUTS` is the number of cuts.
+//! `SKEG_SEED`; `SKEG_POWER_CUTS` is the number of cuts, `SKEG_POWER_BOARD` the board's file (`qemu-aarch64.toml`).
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ use skeg_qemu_tests::volatile::{Loss, VolatileDisk};
 use crate::AGENT;
 use crate::site::Site;
 
+/// The board when `SKEG_POWER_BOARD` does not say which.
+const BOARD: &str = "qemu-x86_64.toml";
 /// Cuts when `SKEG_POWER_CUTS` does not say how many.
 const CUTS: usize = 4;
 /// Layers of files that do not compress.
@@ -47,9 +49,10 @@ fn a_board_whose_power_fails_during_a_pull_comes_back_and_ends_with_the_right_im
     let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let seed = given("SKEG_SEED").unwrap_or_else(|| fastrand::u64(..));
     let cuts = given("SKEG_POWER_CUTS").map_or(CUTS, |cuts| cuts as usize);
-    println!("SKEG_SEED={seed}");
-    if let Err(error) = run(cuts, Rng::with_seed(seed)) {
-        panic!("SKEG_SEED={seed}: {error:#}");
+    let board = std::env::var("SKEG_POWER_BOARD").unwrap_or_else(|_| BOARD.to_owned());
+    println!("SKEG_SEED={seed} SKEG_POWER_BOARD={board}");
+    if let Err(error) = run(&board, cuts, Rng::with_seed(seed)) {
+        panic!("SKEG_SEED={seed} SKEG_POWER_BOARD={board}: {error:#}");
     }
 }
 
@@ -62,8 +65,8 @@ struct Tally {
     sectors: Loss,
 }
 
-fn run(cuts: usize, mut random: Rng) -> Result<()> {
-    let site = Site::new("qemu-x86_64.toml", "kiln", Network::Dhcp)?;
+fn run(board: &str, cuts: usize, mut random: Rng) -> Result<()> {
+    let site = Site::new(board, "kiln", Network::Dhcp)?;
     let folders = (0..LAYERS).map(|layer| folder(&site, layer, &mut random)).collect::<Result<Vec<_>>>()?;
     let digest = site.push_with_layers("large:1", &folders)?;
     enrol(&site)?;

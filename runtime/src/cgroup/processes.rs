@@ -5,11 +5,12 @@
 use super::hierarchy::Version;
 use super::setting::write;
 use super::{Cgroup, CgroupError, PATIENCE, tree};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use crate::signal::send_signal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -53,23 +54,21 @@ impl Cgroup {
         Ok(self)
     }
 
-    /// Sends a signal to every process in it. Those that are born meanwhile may miss it.
+    /// Sends a signal to every process in it; 0 reaches nobody. Those that are born meanwhile may miss it.
     ///
     /// # Errors
     /// [`CgroupError::File`] if they cannot be listed or the kernel refuses, such as `EINVAL` for a number that is none.
     pub fn signal(&self, number: i32) -> Result<(), CgroupError> {
         let failed = |source| CgroupError::File { action: "signal the processes in", path: self.path(), source };
-        let signal =
-            Signal::from_named_raw(number).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EINVAL)))?;
         let processes = self.processes()?;
         let handles: Vec<_> = processes.iter().filter_map(|pid| Some((*pid, open_process(*pid)?))).collect();
         // Who is still listed after its handle was opened is the process that the handle means.
         let still = self.processes()?;
         for (_, handle) in handles.iter().filter(|(pid, _)| still.contains(pid)) {
-            match pidfd_send_signal(handle, signal) {
+            match send_signal(handle.as_fd(), number) {
                 // One that is already gone needs no signal.
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(errno) => return Err(failed(errno.into())),
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                sent => sent.map_err(failed)?,
             }
         }
         Ok(())

@@ -2,7 +2,6 @@
 //!
 //! Owns names into numbers. Must not say what is allowed.
 
-use super::SeccompError;
 use crate::oci::Arch;
 use syscalls as table;
 
@@ -45,8 +44,6 @@ static OTHERS: [(Arch, Architecture); 2] = [
     ),
     (Arch::ScmpArchX32, Architecture { audit: 0xc000_003e, first: X32_BIT, number: x32, multiplexed: &[] }),
 ];
-#[cfg(target_arch = "x86_64")]
-const NATIVE_NAME: Arch = Arch::ScmpArchX86_64;
 
 #[cfg(target_arch = "aarch64")]
 static NATIVE: Architecture = Architecture { audit: 0xc000_00b7, first: 0, number: aarch64, multiplexed: &[] };
@@ -60,20 +57,17 @@ static OTHERS: [(Arch, Architecture); 1] = [(
         multiplexed: &[],
     },
 )];
-#[cfg(target_arch = "aarch64")]
-const NATIVE_NAME: Arch = Arch::ScmpArchAarch64;
 
-/// The architectures of a profile: always the machine's own, first, and those that are listed.
-pub(super) fn architectures(listed: &[Arch]) -> Result<Vec<&'static Architecture>, SeccompError> {
+/// The architectures of a profile: always the machine's own, first, and those that are listed. No process of this machine
+/// can call by another machine's, which are left out: profiles are written for many.
+pub(super) fn architectures(listed: &[Arch]) -> Vec<&'static Architecture> {
     let mut found = vec![&NATIVE];
-    for name in listed.iter().filter(|name| !matches!(**name, Arch::ScmpArchNative | NATIVE_NAME)) {
-        let other = OTHERS.iter().find(|(known, _)| known == name);
-        let (_, other) = other.ok_or_else(|| SeccompError::Architecture(name.to_string()))?;
+    for (_, other) in listed.iter().filter_map(|name| OTHERS.iter().find(|(known, _)| known == name)) {
         if !found.iter().any(|known| std::ptr::eq(*known, other)) {
             found.push(other);
         }
     }
-    Ok(found)
+    found
 }
 
 /// The table has one call by its name in the C library; profiles say the kernel's (asm-generic/unistd.h).

@@ -31,9 +31,6 @@ const WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
 /// Why a seccomp profile could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    /// No process of this machine can call the kernel by this architecture.
-    #[error("linux.seccomp.architectures: {0} is not one of this machine's")]
-    Architecture(String),
     /// The flag is for notifications, and no rule asks for any.
     #[error("linux.seccomp.flags: {0} needs a rule with SCMP_ACT_NOTIFY")]
     Flag(LinuxSeccompFilterFlag),

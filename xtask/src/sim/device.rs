@@ -98,5 +98,7 @@ impl Device {
 
 fn state(uid: Uid, number: u64) -> PodStatus {
     let message = format!("state {number}");
-    PodStatus { uid, phase: Phase::Running, reason: reason(""), message, started_at: 0, containers: Vec::new() }
+    let (phase, reason) = (Phase::Running, reason(""));
+    let (conditions, init_containers, containers) = (Vec::new(), Vec::new(), Vec::new());
+    PodStatus { uid, phase, reason, message, started_at: 0, conditions, init_containers, containers }
 }
