@@ -11,9 +11,9 @@ use std::path::Path;
 
 use skeg_protocol::manifest::{
     Data, DataKind, DataSource, Device as HostDevice, EmptyDir, EnvFrom, EnvValue, EnvVar, HostPathKind, PodField,
-    Projection, Ulimit, Volume, VolumeMount, VolumeSource,
+    Projection, RestartPolicy, Ulimit, Volume, VolumeMount, VolumeSource,
 };
-use skeg_protocol::{Manifest, Pod};
+use skeg_protocol::{ContainerState, Manifest, Pod};
 use support::needs::{self, needs_root};
 use support::{Device, err, out, runs, uid, until, waits};
 
@@ -234,6 +234,49 @@ fn config_maps_and_secrets_reach_environment_and_files_and_are_waited_for() {
     until("the reader after the boot", || {
         device.skegd(&["exec", "reader", "--", "cat", "/conf/password"]).status.success().then_some(())
     });
+    device.power_off();
+    assert_eq!((device.mounts(), device.cgroups()), (vec![], vec![]));
+}
+
+/// What a container wrote to its init would run as the agent.
+#[test]
+fn cve_2019_5736_a_small_init_reaps_hands_signals_on_and_cant_be_written_to() {
+    needs_root!();
+    let mut device = Device::start("small-init");
+    let script = "trap 'exit 3' TERM; echo begun; while :; do usleep 20000; done";
+    let mut pods = [device.pod(1, "own", script), device.pod(2, "host", script)];
+    for pod in &mut pods {
+        pod.containers[0].init = true;
+        pod.restart_policy = RestartPolicy::Never;
+    }
+    pods[1].host_users = true;
+    let mut open = device.pod(3, "open", "cat; echo ended; exec sleep 1000");
+    open.containers[0].stdin = true;
+    let mut closed = device.pod(4, "closed", "cat; echo ended; exec sleep 1000");
+    closed.containers[0].stdin = false;
+    device.controller.want(pods.into_iter().chain([open, closed]).collect());
+    device.controller.wait("all pods", |told| (1..=4).all(|n| told.pods.get(&uid(n)).is_some_and(runs)));
+    for (number, pod) in [(1, "own"), (2, "host")] {
+        until("the program", || out(&device.skegd(&["logs", pod])).contains("begun").then_some(()));
+        let words = inside(&device, pod, "cat /proc/1/cmdline");
+        assert!(words.starts_with("/dev/init\0reap\0--\0"), "{words:?}");
+        for path in ["/dev/init", "/proc/1/exe"] {
+            refused(&device, pod, &format!("echo evil > {path}"));
+        }
+        // Whatever exec leaves behind is the small init's to reap.
+        inside(&device, pod, "(usleep 1000; exit 0) & exit 0");
+        until("no zombie", || {
+            let states = "for one in /proc/[0-9]*; do cat $one/stat; done";
+            (!inside(&device, pod, states).contains(") Z ")).then_some(())
+        });
+        inside(&device, pod, "busybox kill -TERM 1");
+        device.controller.wait("the program's own exit code", |told| {
+            let state = told.pods.get(&uid(number)).map(|pod| &pod.containers[0].state);
+            matches!(state, Some(ContainerState::Terminated(end)) if end.exit_code == 3)
+        });
+    }
+    until("the end of no input", || out(&device.skegd(&["logs", "closed"])).contains("ended").then_some(()));
+    assert_eq!(out(&device.skegd(&["logs", "open"])), "", "its input stays open");
     device.power_off();
     assert_eq!((device.mounts(), device.cgroups()), (vec![], vec![]));
 }

@@ -176,3 +176,52 @@ fn excess(folders: &Folders, pod: &Pod) -> Option<String> {
     (together > limit)
         .then(|| format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}."))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use skeg_protocol::manifest::{EmptyDir, Volume};
+
+    use super::*;
+    use crate::core::tests::pod;
+
+    #[test]
+    fn what_is_over_its_bound_is_told_in_kubernetes_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders =
+            Folders { state: folder.path().join("state"), run: folder.path().join("run"), node_name: String::new() };
+        let mut pod = pod(1, "web", &["main"]);
+        let source = VolumeSource::EmptyDir(EmptyDir { size_limit: Some(100_000), ..EmptyDir::default() });
+        pod.volumes = vec![Volume { name: "cache".try_into().unwrap(), source }];
+        let (volume, log) = (folders.volume(pod.uid, "cache"), folders.container_log(&pod, "main"));
+        let attempt = folders.attempt(pod.uid, "main", 0);
+        for path in [&volume, &log, &attempt] {
+            fs::create_dir_all(path).unwrap();
+        }
+        assert!(is_bounded(&pod));
+        assert_eq!(excess(&folders, &pod), None);
+        fs::write(volume.join("file"), vec![1; 60_000]).unwrap();
+        assert_eq!(excess(&folders, &pod), None);
+        pod.containers[0].limits.ephemeral_storage_bytes = Some(80_000);
+        assert_eq!(excess(&folders, &pod), None);
+        fs::write(log.join("0.log"), vec![1; 30_000]).unwrap();
+        let all = "Pod ephemeral local storage usage exceeds the total limit of containers 80000.";
+        assert_eq!(excess(&folders, &pod).as_deref(), Some(all));
+        fs::write(attempt.join("file"), vec![1; 60_000]).unwrap();
+        let container = "Container main exceeded its local ephemeral storage limit \"80000\".";
+        assert_eq!(excess(&folders, &pod).as_deref(), Some(container));
+        fs::write(volume.join("file"), vec![1; 120_000]).unwrap();
+        let volume = "Usage of EmptyDir volume \"cache\" exceeds the limit \"100000\".";
+        assert_eq!(excess(&folders, &pod).as_deref(), Some(volume));
+        pod.containers[0].limits.ephemeral_storage_bytes = None;
+        pod.volumes.clear();
+        assert!(!is_bounded(&pod) && excess(&folders, &pod).is_none());
+    }
+
+    #[test]
+    fn the_threshold_is_kubernetes_and_a_twentieth_of_a_small_board() {
+        assert_eq!([512 << 20, 8 << 30].map(threshold), [(512 << 20) / 20, 100 << 20]);
+        assert!(available().is_some_and(|bytes| bytes > 0));
+    }
+}
