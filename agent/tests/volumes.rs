@@ -247,6 +247,14 @@ fn cve_2019_5736_a_small_init_reaps_hands_signals_on_and_cant_be_written_to() {
     let mut pods = [device.pod(1, "own", script), device.pod(2, "host", script)];
     for pod in &mut pods {
         pod.containers[0].init = true;
+        // The program of the test is no static one, as that of a board is: it needs the host's libraries.
+        for (name, path) in [("loader", "/lib64"), ("libraries", "/lib/x86_64-linux-gnu")] {
+            if Path::new(path).exists() {
+                let kind = HostPathKind::Directory;
+                pod.volumes.push(volume(name, VolumeSource::HostPath { path: path.to_owned(), kind }));
+                pod.containers[0].mounts.push(mount(name, path));
+            }
+        }
         pod.restart_policy = RestartPolicy::Never;
     }
     pods[1].host_users = true;

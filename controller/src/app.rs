@@ -1,10 +1,11 @@
 //! What every part of the controller shares: the store, the links, the admin's token and the way to nudge the
 //! manager. It holds no logic.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, watch};
 
+use crate::api::Audit;
 use crate::images::Upstream;
 use crate::link::Hub;
 use crate::manager::Nudge;
@@ -28,6 +29,10 @@ pub(crate) struct App {
     pub(crate) admin_token: String,
     /// The raw public key that devices pin.
     pub(crate) public_key: Key32,
+    /// Who changed what.
+    pub(crate) audit: Audit,
+    /// Held while something that there is once is given out: an address, a port, a share of a quota.
+    pub(crate) allocating: Mutex<()>,
     /// Wakes the manager for what no change of an object tells.
     pub(crate) nudges: mpsc::UnboundedSender<Nudge>,
     /// Becomes true when the controller is to stop.

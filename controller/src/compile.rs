@@ -1,9 +1,9 @@
-//! From pods to a node's manifest. Pure.
+//! From pods to a node's manifest: which of them can be in it, and what else they need there. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skeg_protocol::limits::MAX_PODS;
-use skeg_protocol::manifest::HostPorts;
+use skeg_protocol::manifest::{DataKind, DataSource, EnvValue, HostPorts, Projection, VolumeSource};
 use skeg_protocol::{Pod, Uid};
 
 /// Puts pods in a manifest's order and leaves out those that cannot be in it, each with the reason. Pods come in the
@@ -23,6 +23,33 @@ pub(crate) fn assemble(pods: Vec<Pod>) -> (Vec<Pod>, Vec<(Uid, String)>) {
         }
     }
     (taken.into_values().collect(), refused)
+}
+
+/// The config maps and secrets that pods name, in a manifest's order: kind, namespace, name.
+pub(crate) fn data_named(pods: &[Pod]) -> BTreeSet<(DataKind, String, String)> {
+    let mut named = BTreeSet::new();
+    for pod in pods {
+        let mut name = |source: &DataSource| {
+            named.insert((source.kind, pod.namespace.as_str().to_owned(), source.name.clone()));
+        };
+        for container in pod.all_containers() {
+            container.env_from.iter().for_each(|from| name(&from.source));
+            for variable in &container.env {
+                if let EnvValue::Key { source, .. } = &variable.value {
+                    name(source);
+                }
+            }
+        }
+        for volume in &pod.volumes {
+            let VolumeSource::Projected { sources, .. } = &volume.source else { continue };
+            for projection in sources {
+                if let Projection::Data { source, .. } = projection {
+                    name(source);
+                }
+            }
+        }
+    }
+    named
 }
 
 #[cfg(test)]
@@ -70,5 +97,24 @@ mod tests {
         assert_eq!(refused.len(), 1);
         assert!(refused[0].0 == second.uid && refused[0].1.contains("8080"), "{refused:?}");
         assert_eq!(Manifest { revision: 1, pods: taken, ..Manifest::default() }.validate(), Ok(()));
+    }
+
+    #[test]
+    fn what_pods_read_is_found_wherever_they_name_it() {
+        let object = json!({
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {
+                "containers": [{
+                    "name": "c", "image": "x", "envFrom": [{"configMapRef": {"name": "a"}}],
+                    "env": [{"name": "E", "valueFrom": {"secretKeyRef": {"name": "b", "key": "k"}}}],
+                }],
+                "initContainers": [{"name": "i", "image": "x", "envFrom": [{"secretRef": {"name": "c"}}]}],
+                "volumes": [{"name": "v", "configMap": {"name": "d"}}],
+            },
+        });
+        let image = |_, reference: &str| crate::manager::unresolved(reference);
+        let named = data_named(&[convert(&object, image).unwrap()]);
+        let words: Vec<_> = named.iter().map(|(kind, _, name)| (*kind == DataKind::Secret, name.as_str())).collect();
+        assert_eq!(words, [(false, "a"), (false, "d"), (true, "b"), (true, "c")]);
     }
 }

@@ -8,6 +8,7 @@ mod api;
 mod app;
 mod commands;
 mod compile;
+mod cron;
 mod data;
 #[cfg(test)]
 mod end_to_end;
@@ -19,6 +20,7 @@ mod pull_secrets;
 mod registry;
 mod schedule;
 mod secret;
+mod selector;
 mod server;
 mod store;
 mod time;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use skeg_protocol::{Container, Label};
 use skeg_runtime::{Extras, Plan, PlanError, Reaper, Request, Root, StartError, Started, Stdio, oci};
@@ -176,11 +176,13 @@ fn endless_input() -> std::io::Result<OwnedFd> {
 /// clone, and the copy keeps the original out of every container.
 fn copy_program(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
+    // One start at a time: a copy that is replaced while another start mounts it is gone.
+    static COPYING: Mutex<()> = Mutex::new(());
+    let _copying = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
     if path.exists() {
         return Ok(());
     }
-    // Several starts may be at it; each renames a whole one.
-    let fresh = path.with_extension(format!("{:?}", std::thread::current().id()));
+    let fresh = path.with_extension("new");
     std::fs::copy("/proc/self/exe", &fresh)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o555))?;
     std::fs::rename(&fresh, path)

@@ -24,6 +24,15 @@ pub(super) struct Query {
     pub(super) tail_lines: Option<u32>,
     pub(super) since_seconds: Option<u64>,
     pub(super) since_time: Option<String>,
+    pub(super) limit: Option<usize>,
+    #[serde(rename = "continue")]
+    pub(super) resume: Option<String>,
+    pub(super) field_manager: Option<String>,
+    pub(super) field_validation: Option<String>,
+    pub(super) force: Option<String>,
+    pub(super) propagation_policy: Option<String>,
+    pub(super) orphan_dependents: Option<String>,
+    pub(super) send_initial_events: Option<String>,
 }
 
 /// Reads a boolean as Go's strconv.ParseBool does for query parameters.
@@ -48,19 +57,46 @@ pub(super) struct Selector {
     fields: Vec<Rule>,
 }
 
-/// Fields that may be selected by.
-const FIELDS: [&str; 4] = ["metadata.name", "metadata.namespace", "spec.nodeName", "status.phase"];
+/// Fields that may be selected by, and the kinds that have them; no kind: every kind.
+const FIELDS: [(&str, &[&str]); 18] = [
+    ("metadata.name", &[]),
+    ("metadata.namespace", &[]),
+    ("spec.nodeName", &["Pod"]),
+    ("spec.restartPolicy", &["Pod"]),
+    ("spec.schedulerName", &["Pod"]),
+    ("spec.serviceAccountName", &["Pod"]),
+    ("spec.unschedulable", &["Node"]),
+    ("status.phase", &["Pod", "Namespace", "PersistentVolume", "PersistentVolumeClaim"]),
+    ("status.podIP", &["Pod"]),
+    ("status.successful", &["Job"]),
+    ("type", &["Secret", "Event"]),
+    ("reason", &["Event"]),
+    ("reportingComponent", &["Event"]),
+    ("source", &["Event"]),
+    ("involvedObject.kind", &["Event"]),
+    ("involvedObject.name", &["Event"]),
+    ("involvedObject.namespace", &["Event"]),
+    ("involvedObject.uid", &["Event"]),
+];
+
+fn can_select(kind: &str, field: &str) -> bool {
+    // describe asks events for these too; they are kept empty or alike.
+    let of_event = kind == "Event" && field.starts_with("involvedObject.");
+    of_event || FIELDS.iter().any(|(name, kinds)| *name == field && (kinds.is_empty() || kinds.contains(&kind)))
+}
 
 impl Selector {
-    /// Reads both selectors.
-    pub(super) fn parse(query: &Query) -> Result<Self, ApiError> {
+    /// Reads both selectors for objects of a kind.
+    pub(super) fn parse(kind: &str, query: &Query) -> Result<Self, ApiError> {
         let labels = rules(query.label_selector.as_deref().unwrap_or_default())?;
         let fields = rules(query.field_selector.as_deref().unwrap_or_default())?;
         for rule in &fields {
             match rule {
-                Rule::Equal(field, _) | Rule::NotEqual(field, _) if FIELDS.contains(&field.as_str()) => {}
+                Rule::Equal(field, _) | Rule::NotEqual(field, _) if can_select(kind, field) => {}
                 Rule::Equal(field, _) | Rule::NotEqual(field, _) => {
-                    return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+                    return Err(ApiError::bad_request(format!(
+                        "\"{field}\" is not a known field selector: field label not supported: {field}"
+                    )));
                 }
                 _ => return Err(ApiError::bad_request("a field selector must be of the form field=value")),
             }
@@ -68,12 +104,20 @@ impl Selector {
         Ok(Selector { labels, fields })
     }
 
+    /// Whether it selects everything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
     /// Whether an object is selected.
     pub(super) fn matches(&self, object: &Value) -> bool {
         let label = |name: &str| object["metadata"]["labels"][name].as_str().map(str::to_owned);
         let field = |path: &str| {
             let value = path.split('.').fold(object, |value, name| &value[name]);
-            Some(value.as_str().unwrap_or_default().to_owned())
+            Some(match value {
+                Value::Bool(_) | Value::Number(_) => value.to_string(),
+                value => value.as_str().unwrap_or(if path == "spec.unschedulable" { "false" } else { "" }).to_owned(),
+            })
         };
         self.labels.iter().all(|rule| rule.holds(label)) && self.fields.iter().all(|rule| rule.holds(field))
     }
@@ -155,7 +199,7 @@ mod tests {
                 field_selector: Some(fields.to_owned()),
                 ..Query::default()
             };
-            Selector::parse(&query)
+            Selector::parse("Pod", &query)
                 .map(|selector| selector.matches(&pod))
                 .unwrap_or_else(|_| panic!("{labels} {fields}"))
         };
@@ -168,6 +212,6 @@ mod tests {
         assert!(select("", "metadata.name=a,spec.nodeName=n"));
         assert!(!select("", "metadata.name!=a"));
         let odd = Query { field_selector: Some("spec.x=1".to_owned()), ..Query::default() };
-        assert!(Selector::parse(&odd).is_err());
+        assert!(Selector::parse("Pod", &odd).is_err());
     }
 }

@@ -1,49 +1,17 @@
 //! Tables as kubectl prints them: columns and cells for each kind.
 
+mod columns;
+
 use serde_json::{Value, json};
 
 use crate::time;
 
-/// (name, priority): priority 1 shows with `-o wide` only.
-type Columns = &'static [(&'static str, u8)];
-
-const PODS: Columns = &[
-    ("Name", 0),
-    ("Ready", 0),
-    ("Status", 0),
-    ("Restarts", 0),
-    ("Age", 0),
-    ("IP", 1),
-    ("Node", 1),
-    ("Nominated Node", 1),
-    ("Readiness Gates", 1),
-];
-const NODES: Columns = &[
-    ("Name", 0),
-    ("Status", 0),
-    ("Roles", 0),
-    ("Age", 0),
-    ("Version", 0),
-    ("Internal-IP", 1),
-    ("External-IP", 1),
-    ("OS-Image", 1),
-    ("Kernel-Version", 1),
-    ("Container-Runtime", 1),
-];
-const SECRETS: Columns = &[("Name", 0), ("Type", 0), ("Data", 0), ("Age", 0)];
-const OTHERS: Columns = &[("Name", 0), ("Status", 0), ("Age", 0)];
-
 /// The Table of some objects of a kind.
 pub(crate) fn of(objects: &[Value], metadata: &Value, kind: Option<&str>) -> Value {
-    let (columns, cells): (Columns, fn(&Value) -> Vec<String>) = match kind {
-        Some("Pod") => (PODS, pod_cells),
-        Some("Node") => (NODES, node_cells),
-        Some("Secret") => (SECRETS, secret_cells),
-        _ => (OTHERS, other_cells),
-    };
+    let columns = columns::of(kind.unwrap_or_default());
     let definitions: Vec<Value> = columns
         .iter()
-        .map(|(name, priority)| {
+        .map(|(name, priority, _)| {
             let format = if *name == "Name" { "name" } else { "" };
             json!({"name": name, "type": "string", "format": format, "description": "", "priority": priority})
         })
@@ -54,12 +22,18 @@ pub(crate) fn of(objects: &[Value], metadata: &Value, kind: Option<&str>) -> Val
             let part = json!({
                 "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
             });
-            json!({"cells": cells(object), "object": part})
+            let cells: Vec<String> = columns.iter().map(|(_, _, cell)| cell(object)).collect();
+            json!({"cells": cells, "object": part})
         })
         .collect();
-    let metadata = json!({"resourceVersion": metadata["resourceVersion"]});
+    let mut about = json!({"resourceVersion": metadata["resourceVersion"]});
+    for field in ["continue", "remainingItemCount"] {
+        if !metadata[field].is_null() {
+            about[field] = metadata[field].clone();
+        }
+    }
     json!({
-        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": about,
         "columnDefinitions": definitions, "rows": rows,
     })
 }
@@ -105,67 +79,14 @@ pub(crate) fn pod_reason(pod: &Value) -> String {
     reason
 }
 
-fn or_none(value: &Value) -> String {
-    value.as_str().filter(|text| !text.is_empty()).unwrap_or("<none>").to_owned()
-}
-
-fn secret_cells(secret: &Value) -> Vec<String> {
-    vec![
-        secret["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-        or_none(&secret["type"]),
-        secret["data"].as_object().map_or(0, serde_json::Map::len).to_string(),
-        time::age(&secret["metadata"]["creationTimestamp"], time::now()),
-    ]
-}
-
-/// The cells of a pod's row.
-pub(crate) fn pod_cells(pod: &Value) -> Vec<String> {
-    let now = time::now();
-    let (ready, all) = pod_ready(pod);
-    let restarts: u64 = statuses(pod).iter().filter_map(|status| status["restartCount"].as_u64()).sum();
+/// How often a pod's containers were restarted, and when the last time.
+fn restarts(pod: &Value) -> String {
+    let count: u64 = statuses(pod).iter().filter_map(|status| status["restartCount"].as_u64()).sum();
     let ended = statuses(pod).iter().filter_map(|status| status["lastState"]["terminated"]["finishedAt"].as_str());
-    let restarts = match ended.max().filter(|_| restarts > 0) {
-        Some(last) => format!("{restarts} ({} ago)", time::age(&json!(last), now)),
-        None => restarts.to_string(),
-    };
-    vec![
-        pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-        format!("{ready}/{all}"),
-        pod_reason(pod),
-        restarts,
-        time::age(&pod["metadata"]["creationTimestamp"], now),
-        or_none(&pod["status"]["podIP"]),
-        or_none(&pod["spec"]["nodeName"]),
-        "<none>".to_owned(),
-        "<none>".to_owned(),
-    ]
-}
-
-fn node_cells(node: &Value) -> Vec<String> {
-    let info = &node["status"]["nodeInfo"];
-    let addresses = node["status"]["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let internal = addresses.iter().find(|address| address["type"] == "InternalIP");
-    let status = if crate::schedule::is_ready(node) { "Ready" } else { "NotReady" };
-    vec![
-        node["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-        status.to_owned(),
-        "<none>".to_owned(),
-        time::age(&node["metadata"]["creationTimestamp"], time::now()),
-        or_none(&info["kubeletVersion"]),
-        internal.map_or_else(|| "<none>".to_owned(), |address| or_none(&address["address"])),
-        "<none>".to_owned(),
-        or_none(&info["osImage"]),
-        or_none(&info["kernelVersion"]),
-        or_none(&info["containerRuntimeVersion"]),
-    ]
-}
-
-fn other_cells(object: &Value) -> Vec<String> {
-    vec![
-        object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-        or_none(&object["status"]["phase"]),
-        time::age(&object["metadata"]["creationTimestamp"], time::now()),
-    ]
+    match ended.max().filter(|_| count > 0) {
+        Some(last) => format!("{count} ({} ago)", time::age(&json!(last), time::now())),
+        None => count.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -197,9 +118,14 @@ mod tests {
 
     #[test]
     fn a_row_has_a_cell_for_every_column() {
-        for (kind, columns) in [("Pod", PODS), ("Node", NODES), ("Namespace", OTHERS)] {
-            let table = of(&[json!({"metadata": {"name": "a"}})], &json!({}), Some(kind));
+        for kind in crate::api::kinds::KINDS.iter() {
+            let table = of(&[json!({"metadata": {"name": "a"}})], &json!({}), Some(kind.kind));
+            let columns = table["columnDefinitions"].as_array().unwrap();
             assert_eq!(table["rows"][0]["cells"].as_array().unwrap().len(), columns.len());
+            assert_eq!(
+                (&columns[0]["name"], &table["rows"][0]["cells"][0]),
+                (&json!(columns::of(kind.kind)[0].0), &table["rows"][0]["cells"][0])
+            );
         }
     }
 }

@@ -9,6 +9,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use super::client::{Client, is_refusal, path};
+use crate::api::kinds;
 
 /// Makes or changes the objects of a YAML or JSON file.
 #[derive(Debug, Clone, Args)]
@@ -53,15 +54,17 @@ pub(crate) async fn run(client: &Client, options: &Apply) -> Result<()> {
 async fn apply(client: &Client, object: &Value, namespace: Option<&str>) -> Result<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (kind, name) = (text(&object["kind"]), text(&object["metadata"]["name"]));
-    if object["apiVersion"] != "v1" {
-        bail!("{kind} {name}: apiVersion {} is not known here, only v1", object["apiVersion"]);
+    let known = kinds::of(&kind).with_context(|| format!("{kind:?} is no kind that skeg knows"))?;
+    if object["apiVersion"] != known.api_version() {
+        let version = known.api_version();
+        bail!("{kind} {name}: apiVersion {} is not known here, only {version}", object["apiVersion"]);
     }
     if name.is_empty() {
         bail!("{kind}: metadata.name is missing");
     }
     let namespace = object["metadata"]["namespace"].as_str().or(namespace);
     let namespace = client.namespace(namespace);
-    let (place, what) = (path(&kind, namespace, &name)?, format!("{}/{name}", kind.to_lowercase()));
+    let (place, what) = (path(&kind, namespace, &name)?, format!("{}/{name}", known.resource_of_one()));
     let created = client.json(Method::POST, &path(&kind, namespace, "")?, Some(object)).await;
     match created {
         Ok(_) => Ok(format!("{what} created")),
@@ -70,7 +73,7 @@ async fn apply(client: &Client, object: &Value, namespace: Option<&str>) -> Resu
             let body = ("application/strategic-merge-patch+json", object.to_string().into_bytes());
             client.send(Method::PATCH, &place, Some(body)).await?;
             let after = client.json(Method::GET, &place, None).await?;
-            let same = ["/spec", "/data", "/metadata/labels"].iter().all(|at| before.pointer(at) == after.pointer(at));
+            let same = before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"];
             Ok(format!("{what} {}", if same { "unchanged" } else { "configured" }))
         }
         Err(error) => Err(error),

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::kubeconfig::{self, Access};
+use crate::api::kinds;
 
 /// Which controller is meant.
 #[derive(Debug, Clone, Args)]
@@ -53,6 +54,12 @@ impl Client {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Client { access, connector: TlsConnector::from(Arc::new(config)) })
+    }
+
+    /// The same controller, asked as somebody else.
+    #[cfg(test)]
+    pub(crate) fn with_token(&self, token: &str) -> Client {
+        Client { access: Access { token: token.to_owned(), ..self.access.clone() }, connector: self.connector.clone() }
     }
 
     /// The namespace to use where none is given.
@@ -133,19 +140,12 @@ pub(crate) fn is_refusal(error: &anyhow::Error, reason: &str) -> bool {
 /// Path of a kind's objects.
 pub(crate) fn path(kind: &str, namespace: &str, name: &str) -> Result<String> {
     let slash = if name.is_empty() { "" } else { "/" };
-    if !name.is_empty() && !skeg_protocol::id::is_name(name) {
-        bail!("{name:?} is no name: names are DNS names (RFC 1123)");
+    if name.contains(['/', '%', '?', '#']) || name == "." || name == ".." {
+        bail!("{name:?} is no name of an object");
     }
     if !namespace.is_empty() && !skeg_protocol::id::is_label(namespace) {
         bail!("{namespace:?} is no namespace: namespaces are DNS labels (RFC 1123)");
     }
-    Ok(match kind.to_lowercase().as_str() {
-        "pod" | "pods" | "po" if namespace.is_empty() => "/api/v1/pods".to_owned(),
-        "pod" | "pods" | "po" => format!("/api/v1/namespaces/{namespace}/pods{slash}{name}"),
-        "secret" | "secrets" if namespace.is_empty() => "/api/v1/secrets".to_owned(),
-        "secret" | "secrets" => format!("/api/v1/namespaces/{namespace}/secrets{slash}{name}"),
-        "node" | "nodes" | "no" => format!("/api/v1/nodes{slash}{name}"),
-        "namespace" | "namespaces" | "ns" => format!("/api/v1/namespaces{slash}{name}"),
-        other => bail!("{other:?} is no kind that skeg knows: pods, secrets, nodes, namespaces"),
-    })
+    let known = kinds::called(kind).with_context(|| format!("{kind:?} is no kind that skeg knows"))?;
+    Ok(format!("{}{slash}{name}", known.path(namespace)))
 }

@@ -6,11 +6,12 @@ use hyper::Method;
 use serde_json::json;
 
 use super::client::{Client, is_refusal, path};
+use crate::api::kinds;
 
 /// Deletes an object.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Delete {
-    /// pod, node or namespace
+    /// Kind, such as pod or deployment
     kind: String,
     /// Which ones
     #[arg(required = true)]
@@ -37,10 +38,12 @@ pub(crate) async fn run(client: &Client, options: &Delete) -> Result<()> {
         let grace = if options.force { Some(0) } else { options.grace_period };
         let body = grace.map(|seconds| json!({"gracePeriodSeconds": seconds}));
         let gone = client.json(Method::DELETE, &place, body.as_ref()).await?;
-        let kind = gone["kind"].as_str().unwrap_or_default().to_lowercase();
+        // What goes at once is told in a Status, what goes later is the object itself.
+        let uid = if gone["kind"] == "Status" { &gone["details"]["uid"] } else { &gone["metadata"]["uid"] };
+        let kind = kinds::called(&options.kind).map_or(options.kind.clone(), kinds::Kind::resource_of_one);
         println!("{kind} \"{name}\" deleted");
         if options.wait {
-            wait(client, &place, &path(&options.kind, namespace, "")?, name, &gone["metadata"]["uid"]).await?;
+            wait(client, &place, &path(&options.kind, namespace, "")?, name, uid).await?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use super::client::{Client, path};
 /// Shows objects.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Get {
-    /// pods, nodes or namespaces
+    /// Kind, such as pods or deployments
     kind: String,
     /// Only this one
     name: Option<String>,

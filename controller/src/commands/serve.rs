@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::kubeconfig;
+use crate::api::Audit;
 use crate::app::App;
 use crate::data::Data;
 use crate::images::Upstream;
@@ -95,6 +96,8 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
         heartbeat_seconds: options.heartbeat,
         admin_token,
         public_key: identity.public,
+        audit: Audit::open(&data.path("audit.log")).context("cannot open the audit log")?,
+        allocating: Mutex::new(()),
         nudges: nudge,
         stopping,
     });

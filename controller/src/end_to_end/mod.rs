@@ -1,6 +1,7 @@
 //! The controller as a whole, in this process: a real port, real TLS, and a device that speaks the real protocol.
 
 mod device;
+mod kinds;
 mod links;
 mod secrets;
 mod through;

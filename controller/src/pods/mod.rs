@@ -15,8 +15,21 @@ pub(crate) use status::{conditions, failed_images, from_device, unschedulable};
 /// # Errors
 /// The first field that is unknown, unsupported or breaks a rule.
 pub(crate) fn convert(pod: &Value, image: impl Fn(usize, &str) -> Image) -> Result<Pod, Fault> {
-    skeg_kube::convert(pod, |index, reference| match reference.parse::<skeg_images::Reference>() {
+    skeg_kube::convert(&for_device(pod), |index, reference| match reference.parse::<skeg_images::Reference>() {
         Ok(_) => Ok(image(index, reference)),
         Err(error) => Err(error.to_string()),
     })
+}
+
+/// A pod without what is the controller's alone: who owns it, and where it may be.
+fn for_device(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    for (part, fields) in
+        [("metadata", &["ownerReferences", "finalizers"][..]), ("spec", &["affinity", "topologySpreadConstraints"])]
+    {
+        if let Some(map) = pod[part].as_object_mut() {
+            map.retain(|name, _| !fields.contains(&name.as_str()));
+        }
+    }
+    pod
 }

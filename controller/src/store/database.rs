@@ -26,7 +26,7 @@ pub(crate) struct Database {
     /// Of the revisions that this process makes.
     pub(super) epoch: Epoch,
     history: Mutex<History>,
-    seal: Seal,
+    pub(super) seal: Seal,
 }
 
 /// Runs what waits for the disk without holding up the other tasks of this thread.
@@ -55,6 +55,7 @@ impl Database {
         super::tokens::create(&write)?;
         super::manifests::create(&write)?;
         super::tags::create(&write)?;
+        super::users::create(&write)?;
         let revision = write.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
         write.commit()?;
         let mut epoch = Epoch::default();
@@ -198,7 +199,8 @@ impl Store for Database {
                 Some(old) => (Action::Modified, beyond_status(old, &object)),
                 None => (Action::Added, true),
             };
-            let change = Change { revision, action, key: key.clone(), object: Arc::new(object.clone()), beyond_status };
+            let (key, new) = (key.clone(), Arc::new(object.clone()));
+            let change = Change { revision, action, key, object: new, old: old.map(Arc::new), beyond_status };
             Ok((object, Some(change)))
         })
     }
@@ -216,6 +218,7 @@ impl Store for Database {
                 action: Action::Deleted,
                 key: key.clone(),
                 object: Arc::new(object.clone()),
+                old: None,
                 beyond_status: true,
             };
             Ok((object, Some(change)))

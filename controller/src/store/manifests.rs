@@ -10,9 +10,10 @@ use skeg_protocol::message::{Epoch, Held};
 use skeg_protocol::sync::{Shelf, body};
 use skeg_protocol::{Digest, Manifest};
 
-use super::{Database, StoreError};
+use super::seal::Seal;
+use super::{Database, Key, StoreError};
 
-/// (node, revision) → epoch, digest, body.
+/// (node, revision) → epoch, digest, body. The body is sealed: it holds the Secrets that the node's pods name.
 const MANIFESTS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("manifests");
 /// Node → epochs with the highest revision of each, oldest first.
 const MADE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("made_revisions");
@@ -44,9 +45,15 @@ fn open<'a>(node: &str, revision: u64, record: &'a [u8]) -> Result<(Held, &'a [u
     Ok((Held { revision, digest: Digest(digest), epoch }, body))
 }
 
-fn decode(node: &str, revision: u64, record: &[u8]) -> Result<Manifest, StoreError> {
+/// What a body is sealed to: its place.
+fn place(node: &str, revision: u64) -> Key {
+    Key::new("manifest", node, &revision.to_string())
+}
+
+fn decode(seal: &Seal, node: &str, revision: u64, record: &[u8]) -> Result<Manifest, StoreError> {
     let (held, bytes) = open(node, revision, record)?;
-    body::decode(held, bytes).map_err(|error| damaged(node, revision, error))
+    let bytes = seal.open(&place(node, revision), bytes)?;
+    body::decode(held, &bytes).map_err(|error| damaged(node, revision, error))
 }
 
 /// Epochs and the highest revision of each.
@@ -75,9 +82,10 @@ fn note(write: &WriteTransaction, node: &str, epoch: Epoch, revision: u64) -> Re
 }
 
 /// Adds a revision and drops the oldest that are kept.
-fn add(write: &WriteTransaction, node: &str, held: Held, bytes: &[u8]) -> Result<(), StoreError> {
+fn add(write: &WriteTransaction, seal: &Seal, node: &str, held: Held, bytes: &[u8]) -> Result<(), StoreError> {
     let mut table = write.open_table(MANIFESTS)?;
-    let record = [&held.epoch[..], &held.digest.0, bytes].concat();
+    let sealed = seal.seal(&place(node, held.revision), bytes.to_vec())?;
+    let record = [&held.epoch[..], &held.digest.0, &sealed].concat();
     table.insert((node, held.revision), record.as_slice())?;
     let kept: Vec<u64> = table
         .range((node, 0)..=(node, u64::MAX))?
@@ -91,12 +99,12 @@ fn add(write: &WriteTransaction, node: &str, held: Held, bytes: &[u8]) -> Result
 }
 
 /// The newest record of a node.
-fn newest(write: &WriteTransaction, node: &str) -> Result<Option<(Held, Vec<u8>)>, StoreError> {
+fn newest(write: &WriteTransaction, seal: &Seal, node: &str) -> Result<Option<(Held, Vec<u8>)>, StoreError> {
     let table = write.open_table(MANIFESTS)?;
     let Some(entry) = table.range((node, 0)..=(node, u64::MAX))?.next_back() else { return Ok(None) };
     let (key, record) = entry?;
     let (held, bytes) = open(node, key.value().1, record.value())?;
-    Ok(Some((held, bytes.to_vec())))
+    Ok(Some((held, seal.open(&place(node, held.revision), bytes)?)))
 }
 
 /// The highest revision that a node ever had here.
@@ -115,7 +123,7 @@ impl Database {
     pub(crate) fn newest_manifest(&self, node: &str) -> Result<Manifest, StoreError> {
         let table = self.redb.begin_read()?.open_table(MANIFESTS)?;
         match table.range((node, 0)..=(node, u64::MAX))?.next_back().transpose()? {
-            Some((key, record)) => decode(node, key.value().1, record.value()),
+            Some((key, record)) => decode(&self.seal, node, key.value().1, record.value()),
             None => Ok(Manifest::default()),
         }
     }
@@ -138,7 +146,7 @@ impl Database {
         self.write(|write| {
             for (node, bytes) in &changed {
                 let revision = highest(write, node)?.saturating_add(1);
-                add(write, node, body::name(revision, self.epoch, bytes), bytes)?;
+                add(write, &self.seal, node, body::name(revision, self.epoch, bytes), bytes)?;
             }
             Ok::<_, StoreError>(())
         })?;
@@ -156,9 +164,9 @@ impl Database {
         let empty = empty_body()?;
         self.write(|write| {
             note(write, node, held.epoch, held.revision)?;
-            let bytes = newest(write, node)?.map_or(empty, |(_, bytes)| bytes);
+            let bytes = newest(write, &self.seal, node)?.map_or(empty, |(_, bytes)| bytes);
             let revision = highest(write, node)?.saturating_add(1);
-            add(write, node, body::name(revision, self.epoch, &bytes), &bytes)
+            add(write, &self.seal, node, body::name(revision, self.epoch, &bytes), &bytes)
         })
     }
 
@@ -168,7 +176,7 @@ impl Database {
         let table = self.redb.begin_read()?.open_table(MANIFESTS)?;
         for entry in table.range((node, 0)..=(node, u64::MAX))? {
             let (key, record) = entry?;
-            if decode(node, key.value().1, record.value())?.pod(uid).is_some() {
+            if decode(&self.seal, node, key.value().1, record.value())?.pod(uid).is_some() {
                 return Ok(true);
             }
         }
@@ -210,7 +218,9 @@ impl Shelf for NodeShelf<'_> {
     fn body(&self, revision: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let table = self.store.redb.begin_read()?.open_table(MANIFESTS)?;
         let record = table.get((self.node, revision))?;
-        record.map(|record| Ok(open(self.node, revision, record.value())?.1.to_vec())).transpose()
+        let Some(record) = record else { return Ok(None) };
+        let sealed = open(self.node, revision, record.value())?.1;
+        self.store.seal.open(&place(self.node, revision), sealed).map(Some)
     }
 
     fn kept(&self) -> Result<Vec<u64>, StoreError> {
@@ -260,6 +270,20 @@ mod tests {
         assert_eq!(store.newest_manifest("other").unwrap(), Manifest::default());
         store.advance_manifests(&[wanted("n", 0)]).unwrap();
         assert_eq!(store.newest_manifest("n").unwrap().revision, 12);
+    }
+
+    #[test]
+    fn a_secret_in_a_manifest_lies_sealed_on_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder);
+        let entries = vec![("key".to_owned(), b"hush-hush-hush".to_vec())];
+        let data = skeg_protocol::manifest::Data { entries, ..Default::default() };
+        let manifest = Manifest { data: vec![data], ..Manifest::default() };
+        store.advance_manifests(&[("n".to_owned(), body::encode(&manifest).unwrap())]).unwrap();
+        assert_eq!(store.newest_manifest("n").unwrap().data, manifest.data);
+        drop(store);
+        let bytes = std::fs::read(folder.path().join("store.redb")).unwrap();
+        assert!(!bytes.windows(9).any(|window| window == b"hush-hush"));
     }
 
     #[test]

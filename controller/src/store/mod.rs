@@ -11,6 +11,7 @@ mod manifests;
 mod seal;
 mod tags;
 mod tokens;
+mod users;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub(crate) use history::{Expired, Watch};
 pub(crate) use keys::{EnrolError, Key32};
 pub(crate) use manifests::MAX_REVISION;
 pub(crate) use tokens::TokenRecord;
+pub(crate) use users::UserRecord;
 
 /// Names one object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +85,8 @@ pub(crate) struct Change {
     pub(crate) key: Key,
     /// Its new, or last, state.
     pub(crate) object: Arc<Value>,
+    /// Its state before, where it was modified.
+    pub(crate) old: Option<Arc<Value>>,
     /// Whether more than `status` and the resource version changed.
     pub(crate) beyond_status: bool,
 }

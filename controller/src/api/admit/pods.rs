@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::ApiError;
+use super::defaults;
+use crate::api::ApiError;
+use crate::api::delete::Outcome;
+use crate::api::error::Cause;
 use crate::app::App;
 use crate::manager::unresolved;
 use crate::pods::convert;
@@ -14,40 +17,28 @@ fn check(pod: &Value) -> Result<(), ApiError> {
     convert(pod, |_, reference| unresolved(reference)).map(drop).map_err(|fault| ApiError::fault(name, &fault))
 }
 
-fn default(place: &mut Value, name: &str, value: Value) {
-    if place[name].is_null() {
-        place[name] = value;
-    }
-}
-
 /// Checks a new pod and fills in what its author left out.
 pub(super) fn prepare(pod: &mut Value) -> Result<(), ApiError> {
     check(pod)?;
-    let spec = &mut pod["spec"];
-    default(spec, "restartPolicy", json!("Always"));
-    default(spec, "terminationGracePeriodSeconds", json!(30));
-    default(spec, "dnsPolicy", json!("ClusterFirst"));
-    default(spec, "schedulerName", json!("default-scheduler"));
-    default(spec, "securityContext", json!({}));
-    for container in spec["containers"].as_array_mut().into_iter().flatten() {
-        let policy = default_pull_policy(container["image"].as_str().unwrap_or_default());
-        default(container, "imagePullPolicy", json!(policy));
-        default(container, "terminationMessagePath", json!("/dev/termination-log"));
-        default(container, "terminationMessagePolicy", json!("File"));
-        default(container, "resources", json!({}));
-        for port in container["ports"].as_array_mut().into_iter().flatten() {
-            default(port, "protocol", json!("TCP"));
-        }
-    }
-    pod["status"] = json!({"phase": "Pending"});
+    defaults::pod_spec(&mut pod["spec"]);
+    pod["status"] = json!({"phase": "Pending", "qosClass": quality(&pod["spec"])});
     Ok(())
 }
 
-/// Kubernetes' rule: what is called `latest`, by word or by default, may mean something else tomorrow.
-fn default_pull_policy(image: &str) -> &'static str {
-    match image.parse::<skeg_images::Reference>() {
-        Ok(reference) if reference.digest().is_none() && reference.tag().unwrap_or("latest") == "latest" => "Always",
-        _ => "IfNotPresent",
+/// The quality of service that Kubernetes derives from requests and limits.
+fn quality(spec: &Value) -> &'static str {
+    let containers = || spec["containers"].as_array().into_iter().flatten();
+    let has = |container: &Value, part: &str, name: &str| !container["resources"][part][name].is_null();
+    let names = ["cpu", "memory"];
+    let any = |part: &str| containers().any(|container| names.iter().any(|name| has(container, part, name)));
+    let same = |container: &Value| {
+        let (limits, requests) = (&container["resources"]["limits"], &container["resources"]["requests"]);
+        names.iter().all(|name| !limits[*name].is_null() && limits[*name] == requests[*name])
+    };
+    match () {
+        () if !any("limits") && !any("requests") => "BestEffort",
+        () if containers().all(same) => "Guaranteed",
+        () => "Burstable",
     }
 }
 
@@ -56,8 +47,16 @@ pub(super) fn check_change(old: &Value, new: &Value) -> Result<(), ApiError> {
     check(new)?;
     let mut allowed = old["spec"].clone();
     let images = new["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for (container, new) in allowed["containers"].as_array_mut().into_iter().flatten().zip(images) {
+    for (container, new) in
+        allowed.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten().zip(images)
+    {
         container["image"] = new["image"].clone();
+    }
+    for field in ["tolerations", "activeDeadlineSeconds", "terminationGracePeriodSeconds"] {
+        allowed[field] = new["spec"][field].clone();
+        if allowed[field].is_null() {
+            allowed.as_object_mut().map(|spec| spec.remove(field));
+        }
     }
     // The scheduler may have bound the pod since the client read it.
     let mut wanted = new["spec"].clone();
@@ -66,17 +65,18 @@ pub(super) fn check_change(old: &Value, new: &Value) -> Result<(), ApiError> {
     }
     if allowed != wanted {
         let name = new["metadata"]["name"].as_str().unwrap_or_default();
-        let problem = "Forbidden: pod updates may not change fields other than `spec.containers[*].image`";
-        return Err(ApiError::invalid("Pod", name, "spec", problem));
+        let why = "pod updates may not change fields other than `spec.containers[*].image`, \
+                   `spec.activeDeadlineSeconds`, `spec.tolerations` and `spec.terminationGracePeriodSeconds`";
+        return Err(ApiError::causes("Pod", name, &[Cause::forbidden("spec", why)]));
     }
     Ok(())
 }
 
 /// Marks a pod as deleted; its object goes when the device has let go of it, or at once when forced.
-pub(super) fn delete(app: &App, key: &Key, pod: &Value, grace: Option<i64>) -> Result<Value, ApiError> {
+pub(in crate::api) fn delete(app: &App, key: &Key, pod: &Value, grace: Option<i64>) -> Result<Outcome, ApiError> {
     let unbound = pod["spec"]["nodeName"].as_str().is_none_or(str::is_empty);
     if grace == Some(0) || unbound {
-        return Ok(app.store.remove(key)?);
+        return Ok(Outcome::Gone(app.store.remove(key)?));
     }
     let default = pod["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
     let grace = grace.unwrap_or(default).max(1);
@@ -87,5 +87,5 @@ pub(super) fn delete(app: &App, key: &Key, pod: &Value, grace: Option<i64>) -> R
             pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         }
     })?;
-    marked.ok_or_else(|| ApiError::not_found(&key.kind, &key.name))
+    marked.map(Outcome::Leaving).ok_or_else(|| ApiError::not_found(&key.kind, &key.name))
 }

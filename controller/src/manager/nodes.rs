@@ -1,106 +1,82 @@
-//! The loop that brings objects and manifests together: it binds pods to nodes, resolves their images, compiles
-//! each node's manifest, and tells the sessions. What to do is decided by the pure parts (schedule, compile);
-//! this is their shell.
+//! From pods to nodes: binds pods, resolves their images, compiles each node's manifest, and tells the sessions.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::FutureExt;
 use serde_json::{Value, json};
 use skeg_kube::{image_references, pull_secret_names};
-use skeg_protocol::manifest::{Image, ImageSource};
+use skeg_protocol::limits::MAX_ITEMS;
+use skeg_protocol::manifest::{Data, DataKind, Image, ImageSource, Service};
 use skeg_protocol::sync::body;
 use skeg_protocol::{Manifest, Pod, Uid};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
+use super::controllers::is_over;
+use super::world::{World, key_of};
+use super::{Nudge, events, ignore_missing, is_data};
 use crate::app::App;
-use crate::compile::assemble;
+use crate::compile::{assemble, data_named};
 use crate::images::{self, Answers, Standing, shared_asker};
 use crate::link::Command;
 use crate::pods::{conditions, convert, failed_images, unschedulable};
 use crate::pull_secrets;
-use crate::schedule::{Load, choose};
-use crate::store::{Action, Change, Expired, Key, Store, StoreError, Watch, update};
+use crate::schedule::Scheduler;
+use crate::store::{Action, Change, Key, Store, StoreError, update};
 use crate::time;
 
 /// Registries asked at the same time.
 const ASKING: usize = 4;
 
-/// What wakes the manager beside changes of objects.
-#[derive(Debug)]
-pub(crate) enum Nudge {
-    /// Look at everything again.
-    Look,
-    /// The own registry has something new.
-    Pushed,
-    /// A registry answered for a pod's reference.
-    Answer {
-        /// Pod.
-        uid: String,
-        /// Reference.
-        reference: String,
-        /// What it means, or why that is not known.
-        answer: Result<Image, String>,
-    },
-}
-
-/// Runs until the controller stops.
-pub(crate) async fn run(app: Arc<App>, mut nudges: mpsc::UnboundedReceiver<Nudge>) {
-    let Ok(mut watch) = app.store.watch(None) else { return };
-    let asking = Arc::new(Semaphore::new(ASKING));
-    let mut manager = Manager { app, answers: Answers::default(), asking, secrets_changed: false };
-    if let Err(error) = manager.remember() {
-        log::error!("cannot read what the nodes' images are: {error}");
-    }
-    loop {
-        let looked = manager.look();
-        manager.secrets_changed = false;
-        if let Err(error) = looked {
-            // The next change tries again; a failing disk is for the operator to mend.
-            log::error!("cannot bring the nodes' manifests up to date: {error}");
-        }
-        if manager.wait(&mut watch, &mut nudges).await.is_none() {
-            return;
-        }
-        manager.catch_up(&mut watch, &mut nudges);
-    }
-}
-
-struct Manager {
+/// What the nodes need.
+pub(super) struct Nodes {
     app: Arc<App>,
     answers: Answers,
     asking: Arc<Semaphore>,
-    /// Whether a Secret may have changed since the last look.
-    secrets_changed: bool,
+    /// Whether a Secret or ConfigMap may have changed since the last look.
+    data_changed: bool,
+    /// Whether pods without a node may find one.
+    unbound: bool,
+    /// Nodes whose manifests may have to change.
+    due: BTreeSet<String>,
 }
 
 /// Whether a change may lead to another manifest or binding.
 fn matters(change: &Change) -> bool {
     match change.key.kind.as_str() {
         "Pod" => change.beyond_status || change.action != Action::Modified,
-        "Node" | pull_secrets::KIND => true,
+        "Node" => true,
         _ => false,
     }
 }
 
-fn pod_key(pod: &Value) -> Key {
-    let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
-    Key::new("Pod", text("namespace"), text("name"))
+fn node_of(pod: &Value) -> &str {
+    pod["spec"]["nodeName"].as_str().unwrap_or_default()
 }
 
-fn is_over(pod: &Value) -> bool {
-    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
-}
+impl Nodes {
+    pub(super) fn new(app: Arc<App>) -> Nodes {
+        let mut nodes = Nodes {
+            app,
+            answers: Answers::default(),
+            asking: Arc::new(Semaphore::new(ASKING)),
+            data_changed: false,
+            unbound: true,
+            due: BTreeSet::new(),
+        };
+        if let Err(error) = nodes.remember() {
+            log::error!("cannot read what the nodes' images are: {error}");
+        }
+        nodes
+    }
 
-impl Manager {
     /// Takes up from the nodes' manifests what references mean, so that a new controller goes on with it.
     fn remember(&mut self) -> Result<(), StoreError> {
         for node in self.app.store.list("Node", None)?.items {
             let manifest = self.app.store.newest_manifest(node["metadata"]["name"].as_str().unwrap_or_default())?;
             for pod in manifest.pods {
                 let asker = shared_asker(&pod.namespace, pod.image_pull_secrets.iter().map(|name| name.as_str()));
-                for container in pod.containers {
+                for container in pod.init_containers.into_iter().chain(pod.containers) {
                     let reference = container.image.reference.clone();
                     self.answers.answered(&asker, &reference, Ok(container.image), Instant::now());
                 }
@@ -109,46 +85,57 @@ impl Manager {
         Ok(())
     }
 
-    /// Waits for something that matters; `None` when the controller stops.
-    async fn wait(&mut self, watch: &mut Watch, nudges: &mut mpsc::UnboundedReceiver<Nudge>) -> Option<()> {
-        loop {
-            let retry = self.answers.next_retry();
-            let retry = async {
-                match retry {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                change = watch.next() => match change {
-                    Ok(None) => return None,
-                    change => if self.note_change(&change) { return Some(()) },
-                },
-                nudge = nudges.recv() => {
-                    self.note(nudge?);
-                    return Some(());
-                }
-                () = retry => return Some(()),
-                () = self.app.stopped() => return None,
-            }
+    /// Marks everything.
+    pub(super) fn look_at_all(&mut self, world: &World) {
+        self.unbound = true;
+        self.due.extend(world.all("Node").map(|node| key_of(node).name));
+    }
+
+    /// Whether there is something to do.
+    pub(super) fn is_due(&self) -> bool {
+        self.unbound || !self.due.is_empty()
+    }
+
+    /// When a registry that failed is asked again.
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        self.answers.next_retry()
+    }
+
+    /// Notes that time has passed.
+    pub(super) fn alarm(&mut self, world: &World) {
+        if self.answers.next_retry().is_some_and(|at| at <= Instant::now()) {
+            self.look_at_all(world);
         }
     }
 
-    /// Notes a change, or that changes were missed; says whether it matters.
-    fn note_change(&mut self, change: &Result<Option<Arc<Change>>, Expired>) -> bool {
-        let (matters, secret) = match change {
-            Ok(Some(change)) => (matters(change), change.key.kind == pull_secrets::KIND),
-            Ok(None) => (false, false),
-            Err(Expired) => (true, true),
-        };
-        if secret {
-            self.secrets_changed = true;
-            self.answers.forget_failures();
-        }
-        matters
+    pub(super) fn data_changed(&mut self) {
+        self.data_changed = true;
+        self.answers.forget_failures();
     }
 
-    fn note(&mut self, nudge: Nudge) {
+    /// Notes a change of an object.
+    pub(super) fn note_change(&mut self, change: &Change, before: Option<&Value>) {
+        if is_data(change) {
+            self.data_changed();
+        }
+        if is_data(change) || change.key.kind == "Service" {
+            // Which pods name it is looked up when their nodes are compiled.
+            self.due.insert(String::new());
+        }
+        if !matters(change) {
+            return;
+        }
+        self.unbound = true;
+        if change.key.kind == "Node" {
+            self.due.insert(change.key.name.clone());
+            return;
+        }
+        let nodes = [Some(change.object.as_ref()), before].into_iter().flatten().map(node_of);
+        self.due.extend(nodes.filter(|node| !node.is_empty()).map(str::to_owned));
+    }
+
+    /// Notes what else has happened.
+    pub(super) fn note(&mut self, nudge: Nudge, world: &World) {
         match nudge {
             Nudge::Look => {}
             Nudge::Pushed => self.answers.forget_failures(),
@@ -156,42 +143,37 @@ impl Manager {
                 self.answers.answered(&uid, &reference, answer, Instant::now());
             }
         }
+        self.look_at_all(world);
     }
 
-    /// Takes everything that has happened by now, so that one look covers it: a fleet that comes back at once must
-    /// not cost a look at everything for each of its devices.
-    fn catch_up(&mut self, watch: &mut Watch, nudges: &mut mpsc::UnboundedReceiver<Nudge>) {
-        while let Some(change @ (Ok(Some(_)) | Err(Expired))) = watch.next().now_or_never() {
-            self.note_change(&change);
+    /// Does what is due.
+    pub(super) fn work(&mut self, world: &World) -> Result<(), StoreError> {
+        if std::mem::take(&mut self.unbound) {
+            self.schedule(world)?;
         }
-        while let Ok(nudge) = nudges.try_recv() {
-            self.note(nudge);
+        let mut due = std::mem::take(&mut self.due);
+        if due.remove("") {
+            due.extend(world.all("Node").map(|node| key_of(node).name));
         }
-    }
-
-    /// Looks at all objects once and does what is due.
-    fn look(&mut self) -> Result<(), StoreError> {
-        let nodes = self.app.store.list("Node", None)?.items;
-        self.schedule(&nodes)?;
-        let pods = self.app.store.list("Pod", None)?.items;
-        let uids = pods.iter().filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned));
-        let references = pods.iter().flat_map(image_references);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let uids = world.all("Pod").filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned));
+        let references = world.all("Pod").flat_map(image_references);
         self.answers.retain(&uids.collect::<HashSet<_>>(), &references.collect::<HashSet<_>>());
-        let mut of_node: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
-        for pod in &pods {
-            of_node.entry(pod["spec"]["nodeName"].as_str().unwrap_or_default()).or_default().push(pod);
-        }
         let (mut manifests, mut tell) = (Vec::new(), HashSet::new());
-        for name in nodes.iter().filter_map(|node| node["metadata"]["name"].as_str()) {
-            match self.compile(name, of_node.get(name).map(Vec::as_slice).unwrap_or_default()) {
+        for node in due.iter().filter(|node| world.get(&Key::new("Node", "", node)).is_some()) {
+            let pods: Vec<&Value> = world.pods_on(node).collect();
+            match self.compile(world, node, &pods) {
                 Ok((body, told)) => {
-                    manifests.push((name.to_owned(), body));
-                    tell.extend(told.then(|| name.to_owned()));
+                    manifests.push((node.clone(), body));
+                    tell.extend(told.then(|| node.clone()));
                 }
                 // What is wrong with one node's records must not hold up the others.
-                Err(error) => log::error!("cannot bring the manifest of node {name} up to date: {error}"),
+                Err(error) => log::error!("cannot bring the manifest of node {node} up to date: {error}"),
             }
         }
+        self.data_changed = false;
         // One wait for the disk, however many nodes there are.
         tell.extend(self.app.store.advance_manifests(&manifests)?);
         for node in tell {
@@ -201,45 +183,56 @@ impl Manager {
     }
 
     /// Binds pods that have no node yet, and says why where that is not possible.
-    fn schedule(&self, nodes: &[Value]) -> Result<(), StoreError> {
+    fn schedule(&self, world: &World) -> Result<(), StoreError> {
         let store = self.app.store.as_ref();
-        let pods = store.list("Pod", None)?.items;
-        let mut loads: BTreeMap<String, Load> = BTreeMap::new();
-        for pod in pods.iter().filter(|pod| !is_over(pod)) {
-            if let Some(node) = pod["spec"]["nodeName"].as_str() {
-                loads.entry(node.to_owned()).or_default().add(pod);
-            }
+        let lost = |pod: &&Value| world.get(&Key::new("Node", "", node_of(pod))).is_none();
+        let stray: Vec<&Value> = world.all("Pod").filter(|pod| !node_of(pod).is_empty()).filter(lost).collect();
+        let waiting: Vec<&Value> = world.pods_on("").collect();
+        if stray.is_empty() && waiting.is_empty() {
+            return Ok(());
         }
-        for pod in &pods {
-            let deleted = !pod["metadata"]["deletionTimestamp"].is_null();
-            let node = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty());
-            let exists = |name: &str| nodes.iter().any(|node| node["metadata"]["name"] == name);
-            let choice = match node {
-                Some(node) if exists(node) => continue,
-                _ if deleted => {
-                    store.remove(&pod_key(pod)).map(drop).or_else(ignore_missing)?;
-                    continue;
-                }
-                Some(node) => Err(format!("the node {node} that spec.nodeName names does not exist")),
-                None => choose(pod, nodes, &loads),
-            };
-            let now = time::now();
-            update(store, &pod_key(pod), |pod| match &choice {
-                Ok(node) => {
-                    pod["spec"]["nodeName"] = json!(node);
-                    pod["status"]["conditions"] = json!(conditions(pod, now, &[("PodScheduled", true, "", "")]));
-                }
-                Err(message) => pod["status"] = unschedulable(pod, message, now),
-            })?;
-            if let Ok(node) = choice {
-                loads.entry(node).or_default().add(pod);
+        let running = world.all("Pod").filter(|pod| !is_over(pod));
+        let mut scheduler = Scheduler::new(world.all("Node"), running);
+        for pod in stray.into_iter().chain(waiting) {
+            if !pod["metadata"]["deletionTimestamp"].is_null() {
+                store.remove(&pod_key(pod)).map(drop).or_else(ignore_missing)?;
+                continue;
             }
+            let choice = match node_of(pod) {
+                "" => scheduler.place(pod),
+                node => Err(format!("the node {node} that spec.nodeName names does not exist")),
+            };
+            self.bind(pod, choice)?;
         }
         Ok(())
     }
 
+    /// Binds a pod to the node that was chosen, or says why there is none.
+    fn bind(&self, pod: &Value, choice: Result<&str, String>) -> Result<(), StoreError> {
+        let (store, now) = (self.app.store.as_ref(), time::now());
+        update(store, &pod_key(pod), |pod| match &choice {
+            Ok(node) if node_of(pod).is_empty() => {
+                pod["spec"]["nodeName"] = json!(node);
+                pod["status"]["conditions"] = json!(conditions(pod, now, &[("PodScheduled", true, "", "")]));
+            }
+            // Somebody else was quicker.
+            Ok(_) => {}
+            Err(message) => pod["status"] = unschedulable(pod, message, now),
+        })?;
+        let (reason, message) = match choice {
+            Ok(node) => {
+                let key = pod_key(pod);
+                ("Scheduled", format!("Successfully assigned {}/{} to {node}", key.namespace, key.name))
+            }
+            Err(message) => ("FailedScheduling", message),
+        };
+        let known = pod["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["message"] == *message);
+        // A pod that waits for the same reason as before is not told of again.
+        if known { Ok(()) } else { events::tell(store, pod, reason != "Scheduled", reason, &message) }
+    }
+
     /// Gives the body of one node's manifest, and whether its session is to look at it even where it is as it was.
-    fn compile(&mut self, node: &str, pods: &[&Value]) -> Result<(Vec<u8>, bool), StoreError> {
+    fn compile(&mut self, world: &World, node: &str, pods: &[&Value]) -> Result<(Vec<u8>, bool), StoreError> {
         let newest = self.app.store.newest_manifest(node)?;
         let mut wanted = Vec::new();
         let mut leaving = false;
@@ -260,10 +253,27 @@ impl Manager {
         wanted.sort_by_key(|pod| newest.pod(pod.uid).is_none());
         let (wanted, refused) = assemble(wanted);
         self.refuse(pods, &refused)?;
-        let manifest = Manifest { pods: wanted, ..Manifest::default() };
+        let (data, services) = (self.data(&wanted)?, services(world, &wanted));
+        let manifest = Manifest { pods: wanted, data, services, ..Manifest::default() };
         let body = body::encode(&manifest).map_err(|error| StoreError::Large(error.to_string()))?;
         let named = pods.iter().any(|pod| pull_secret_names(pod).next().is_some());
-        Ok((body, leaving || (self.secrets_changed && named)))
+        Ok((body, leaving || (self.data_changed && named)))
+    }
+
+    /// The config maps and secrets that pods name, as far as there are any; the device waits for the others.
+    fn data(&self, pods: &[Pod]) -> Result<Vec<Data>, StoreError> {
+        let mut data = Vec::new();
+        for (kind, namespace, name) in data_named(pods) {
+            let kind = if kind == DataKind::Secret { pull_secrets::KIND } else { "ConfigMap" };
+            let key = Key::new(kind, &namespace, &name);
+            let Some(object) = self.app.store.get(&key)? else { continue };
+            match skeg_kube::convert_data(&object) {
+                Ok(one) => data.push(one),
+                Err(fault) => log::error!("{key} cannot be compiled: {fault}"),
+            }
+        }
+        data.truncate(MAX_ITEMS);
+        Ok(data)
     }
 
     /// Says in their status why pods cannot be in their node's manifest.
@@ -351,6 +361,25 @@ impl Manager {
     }
 }
 
+fn pod_key(pod: &Value) -> Key {
+    let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+    Key::new("Pod", text("namespace"), text("name"))
+}
+
+/// The services of the namespaces that a node's pods are in.
+fn services(world: &World, pods: &[Pod]) -> Vec<Service> {
+    let namespaces: BTreeSet<&str> = pods.iter().map(|pod| pod.namespace.as_str()).collect();
+    let services = namespaces.into_iter().flat_map(|namespace| world.within("Service", namespace));
+    let converted = services.filter_map(|service| match skeg_kube::convert_service(service) {
+        Ok(service) => Some(service),
+        Err(fault) => {
+            log::error!("{} cannot be compiled: {fault}", key_of(service));
+            None
+        }
+    });
+    converted.take(MAX_ITEMS).collect()
+}
+
 /// For whom a container's reference is asked for: for its pod alone where it is always asked for, else for all with
 /// the same pull secrets.
 fn asker(pod: &Value, container: usize, uid: &str) -> String {
@@ -368,11 +397,4 @@ fn container_at(pod: &Value, index: usize) -> &Value {
 /// An image as a stand-in where only a pod's form is checked.
 pub(crate) fn unresolved(reference: &str) -> Image {
     Image { reference: reference.to_owned(), digest: skeg_protocol::Digest([0; 32]), source: ImageSource::Registry }
-}
-
-fn ignore_missing(error: StoreError) -> Result<(), StoreError> {
-    match error {
-        StoreError::NotFound(_) => Ok(()),
-        error => Err(error),
-    }
 }

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::ApiError;
+use crate::api::ApiError;
 use crate::pull_secrets;
 
 /// Most bytes of one Secret's values together (as Kubernetes' API server).
