@@ -134,6 +134,9 @@ enum Command {
     /// Runs a program as the small init of a container
     #[command(name = reaper::WORD, hide = true)]
     Reap {
+        /// Becomes the program instead
+        #[arg(long)]
+        program: bool,
         /// Program and arguments
         #[arg(last = true, required = true)]
         command: Vec<std::ffi::OsString>,
@@ -232,7 +235,8 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let config = place.config()?;
             in_runtime(volumes::run(config, command))
         }
-        Command::Reap { command } => Ok(reaper::run(&command)),
+        Command::Reap { program: true, command } => Ok(reaper::become_program(&command)),
+        Command::Reap { program: false, command } => Ok(reaper::run(&command)),
         Command::Oci(mut arguments) => Ok(oci::main(&mut arguments)),
         Command::Version => {
             println!("skegd {}", env!("CARGO_PKG_VERSION"));

@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -20,18 +21,17 @@ pub const WORD: &str = "reap";
 /// Runs a program to its end. Says the exit code: 128 + N for a death by signal N, 127 where there is no such program,
 /// 126 where it can't be run.
 pub fn run(command: &[OsString]) -> i32 {
-    // Before the program starts, so that none is lost; the program itself gets an empty mask from the standard library.
+    // Before the program starts, so that none is lost. It inherits the mask, so this program goes before it once more.
     let all = SigSet::all();
     if let Err(error) = all.thread_block() {
         eprintln!("init: signals can't be taken: {error}");
         return 126;
     }
-    let Some((program, arguments)) = command.split_first() else { return 127 };
-    let child = match Command::new(program).args(arguments).spawn() {
+    let child = match Command::new(PATH).args([WORD, "--program", "--"]).args(command).spawn() {
         Ok(child) => Pid::from_raw(i32::try_from(child.id()).unwrap_or_default()),
         Err(error) => {
-            eprintln!("init: {}: {error}", program.display());
-            return if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            eprintln!("init: {PATH}: {error}");
+            return 126;
         }
     };
     loop {
@@ -46,6 +46,18 @@ pub fn run(command: &[OsString]) -> i32 {
             Err(_) => {}
         }
     }
+}
+
+/// Becomes the program, with no signal blocked. Returns the exit code where that can't be.
+pub fn become_program(command: &[OsString]) -> i32 {
+    let Some((program, arguments)) = command.split_first() else { return 127 };
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        eprintln!("init: signals can't be given back: {error}");
+        return 126;
+    }
+    let error = Command::new(program).args(arguments).exec();
+    eprintln!("init: {}: {error}", program.display());
+    if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
 /// Takes everybody that has ended; the program's exit code where it is among them.
