@@ -19,7 +19,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 use crate::alone::{Project, Projects, boot, merge};
 use crate::apply::{
     self, Adopted, Folders, HeldData, Host, Images, Key, Ranges, Registries, Worker, chain, health_key, network_key,
-    remove_parent_cgroup,
+    remove_file, remove_parent_cgroup,
 };
 use crate::ask::clear_left_over;
 use crate::config::Config;
@@ -30,7 +30,7 @@ use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
 use crate::peer::Stream;
-use crate::{appliance, link, local, streams};
+use crate::{appliance, eviction, link, local, streams};
 
 /// Longest wait for containers when the agent is told to end.
 const HALT_GRACE: Duration = Duration::from_secs(30);
@@ -192,8 +192,10 @@ impl Agent {
 
     /// Follows what is durable: the controller's revision and the device's own projects.
     pub fn want(&self) {
+        let manifest = self.wanted();
+        self.host.data.send_replace(Arc::new(manifest.data.clone()));
         // By way of the loop, which then knows of new deadlines; without it the agent is ending.
-        self.host.events.send(Event::Manifest { manifest: Arc::new(self.wanted()), trial: None }).ok();
+        self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial: None }).ok();
     }
 
     /// All that is wanted of this device.
@@ -283,10 +285,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changed: watch::Sender::new(0),
         host,
     });
-    take_over(&agent, held).await?;
     let manifest = agent.host.journal.manifest();
     agent.held.replace(manifest);
-    agent.step(Event::Manifest { manifest: Arc::new(agent.wanted()), trial: None });
+    let wanted = agent.wanted();
+    agent.host.data.send_replace(Arc::new(wanted.data.clone()));
+    // Of the program before this one; who uses it keeps it.
+    remove_file(&agent.host.folders.init());
+    reserve(&agent.host);
+    take_over(&agent, held).await?;
+    agent.step(Event::Manifest { manifest: Arc::new(wanted), trial: None });
+    let volumes = agent.host.folders.persistent();
+    drop(spawn_blocking(move || volumes.sweep()));
+    spawn_local(eviction::watch(Rc::clone(&agent)));
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
     boot(&agent);
@@ -296,6 +306,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Err(error) => log::error!("no link to a controller: {error}"),
     }
     turn(&agent, &mut incoming, signals).await
+}
+
+/// Keeps a part of the memory for init and the agent, whatever pods take.
+fn reserve(host: &Host) {
+    let resources = crate::convert::of_all_pods(host.device.memory);
+    if let Err(error) = crate::cgroups::weigh(&host.config.cgroup, &resources) {
+        log::warn!("pods may take all of the memory: {}", chain(&error));
+    }
 }
 
 async fn turn(
@@ -353,7 +371,9 @@ fn make_host(
     Ok(Host {
         journal: Journal::open(&config.state_dir)?,
         ranges: ranges(&folders),
-        scratch: Scratch::new().context("making the logs' buffers")?,
+        data: watch::Sender::default(),
+        device: Arc::new(crate::volumes::device(&folders)),
+        scratch: Scratch::new(config.logs.limits()).context("making the logs' buffers")?,
         config,
         folders,
         holder,

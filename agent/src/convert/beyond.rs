@@ -11,9 +11,7 @@ pub(super) fn check(pod: &Pod, container: &Container) -> Result<(), ConvertError
     let dns = &pod.dns;
     let own_dns = dns.policy == DnsPolicy::None || !(dns.servers.is_empty() && dns.searches.is_empty());
     let asked = [
-        (container.stdin, "stdin"),
         (container.tty, "tty"),
-        (container.init, "init"),
         (pod.share_processes, "spec.shareProcessNamespace"),
         (!pod.host_aliases.is_empty(), "spec.hostAliases"),
         (own_dns || !dns.options.is_empty(), "spec.dnsConfig"),

@@ -501,6 +501,7 @@ impl World {
                 container: heapless::String::new(),
                 follow: true,
                 tail: None,
+                since_seconds: None,
                 previous: false,
                 timestamps: false,
             };
