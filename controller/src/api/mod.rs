@@ -57,6 +57,13 @@ pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
 /// Builds everything that people and their tools may call: the API and the registry.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let api = Router::new()
+        // Some clients write these with a slash at the end.
+        .route("/version/", get(discovery::version))
+        .route("/api/", get(discovery::api))
+        .route("/apis/", get(discovery::apis))
+        .route("/api/v1/", get(discovery::core))
+        .route("/apis/{group}/", get(discovery::group))
+        .route("/apis/{group}/{version}/", get(discovery::group_version))
         .route("/version", get(discovery::version))
         .route("/api", get(discovery::api))
         .route("/apis", get(discovery::apis))
@@ -64,6 +71,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/apis/{group}", get(discovery::group))
         .route("/apis/{group}/{version}", get(discovery::group_version))
         .route("/apis/skeg.dev/v1/jointokens", get(tokens::list).post(tokens::create))
+        .route("/apis/skeg.dev/v1/jointokens/{id}", remove(tokens::revoke))
+        .route("/apis/skeg.dev/v1/pendingnodes", get(fleet::pending))
         .route("/apis/skeg.dev/v1/usertokens", get(users::list).post(users::create))
         .route("/apis/skeg.dev/v1/usertokens/{id}", remove(users::revoke))
         .route("/openapi/v2", get(discovery::openapi_v2))
