@@ -307,16 +307,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changed: watch::Sender::new(0),
         host,
     });
+    agent.held.replace(agent.host.journal.manifest());
     // Pods of the revision before may still be there, in its networks.
     agent.host.networks.want(&agent.host.journal.previous_manifest());
-    let manifest = agent.host.journal.manifest();
-    agent.held.replace(manifest);
     let wanted = agent.wanted();
     agent.host.networks.want(&wanted);
     agent.host.data.send_replace(Arc::new(wanted.data.clone()));
     // Of the program before this one; who uses it keeps it.
     remove_file(&agent.host.folders.init());
     reserve(&agent.host);
+    let (servers, held) = held.into_iter().partition(|item| item.key.starts_with(network::dns::KEY));
+    let names = network::dns::serve(Arc::clone(&agent.host.networks), agent.host.holder.clone(), servers);
+    drop(spawn_local(names));
     take_over(&agent, held).await?;
     drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
     agent.step(Event::Manifest { manifest: Arc::new(wanted), trial: None });
