@@ -150,10 +150,15 @@ impl Controller {
     }
 
     /// Wants these pods from now on; returns once the device holds them.
-    pub fn want(&self, mut pods: Vec<skeg_protocol::Pod>) {
-        pods.sort_by_key(|pod| pod.uid);
+    pub fn want(&self, pods: Vec<skeg_protocol::Pod>) {
+        self.want_all(Manifest { pods, ..Manifest::default() });
+    }
+
+    /// Wants a whole manifest, whatever its revision, from now on; returns once the device holds it.
+    pub fn want_all(&self, mut manifest: Manifest) {
+        manifest.pods.sort_by_key(|pod| pod.uid);
         let revision = self.wanted.borrow().0.revision + 1;
-        let manifest = Manifest { revision, pods, ..Manifest::default() };
+        manifest.revision = revision;
         manifest.validate().unwrap();
         self.wanted.send_modify(|wanted| wanted.0 = manifest);
         self.wait("the manifest to be held", |told| told.held == revision);
