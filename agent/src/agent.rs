@@ -19,7 +19,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 use crate::alone::{Project, Projects, boot, merge};
 use crate::apply::{
     self, Adopted, Folders, HeldData, Host, Images, Key, Ranges, Registries, Worker, chain, health_key, network_key,
-    remove_parent_cgroup,
+    remove_file, remove_parent_cgroup,
 };
 use crate::ask::clear_left_over;
 use crate::config::Config;
@@ -34,7 +34,7 @@ use crate::logs::{Pipes, Scratch};
 use crate::network::{self, Networks};
 use crate::peer::Stream;
 use crate::trial::{Standing, State};
-use crate::{appliance, link, local, streams};
+use crate::{appliance, eviction, link, local, streams};
 
 /// Longest wait for containers when the agent is told to end.
 const HALT_GRACE: Duration = Duration::from_secs(30);
@@ -226,6 +226,7 @@ impl Agent {
     /// Follows what is durable: the controller's revision, or the one before it, and the device's own projects.
     pub fn want(&self) {
         let (manifest, trial) = self.wanted();
+        self.host.data.send_replace(Arc::new(manifest.data.clone()));
         // By way of the loop, which then knows of new deadlines; without it the agent is ending.
         self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial }).ok();
     }
@@ -355,14 +356,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     agent.standing.replace(standing);
     // Pods of the revision before may still be there, in its networks.
     agent.host.networks.want(&agent.host.journal.previous_manifest());
-    agent.host.networks.want(&agent.wanted().0);
+    let (wanted, trial) = agent.wanted();
+    agent.host.networks.want(&wanted);
+    agent.host.data.send_replace(Arc::new(wanted.data.clone()));
+    // Of the program before this one; who uses it keeps it.
+    remove_file(&agent.host.folders.init());
+    reserve(&agent.host);
     let (servers, held) = held.into_iter().partition(|item| item.key.starts_with(network::dns::KEY));
     let names = network::dns::serve(Arc::clone(&agent.host.networks), agent.host.holder.clone(), servers);
     drop(spawn_local(names));
     take_over(&agent, held).await?;
     drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
-    let (manifest, trial) = agent.wanted();
-    agent.step(Event::Manifest { manifest: Arc::new(manifest), trial });
+    agent.step(Event::Manifest { manifest: Arc::new(wanted), trial });
+    let volumes = agent.host.folders.persistent();
+    drop(spawn_blocking(move || volumes.sweep()));
+    spawn_local(eviction::watch(Rc::clone(&agent)));
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
     boot(&agent);
@@ -372,6 +380,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Err(error) => log::error!("no link to a controller: {error}"),
     }
     turn(&agent, &mut incoming, signals).await
+}
+
+/// Keeps a part of the memory for init and the agent, whatever pods take.
+fn reserve(host: &Host) {
+    let resources = crate::convert::of_all_pods(host.device.memory);
+    if let Err(error) = crate::cgroups::weigh(&host.config.cgroup, &resources) {
+        log::warn!("pods may take all of the memory: {}", chain(&error));
+    }
 }
 
 async fn turn(
@@ -433,8 +449,10 @@ fn make_host(
     Ok(Host {
         journal: Journal::open(&config.state_dir)?,
         ranges: ranges(&folders),
+        data: watch::Sender::default(),
+        device: Arc::new(crate::volumes::device(&folders)),
         networks: Arc::new(Networks::open(&config.network, folders.pods()).context("setting up the networks of pods")?),
-        scratch: Scratch::new().context("making the logs' buffers")?,
+        scratch: Scratch::new(config.logs.limits()).context("making the logs' buffers")?,
         happenings: Events::open(&config.state_dir, boot_id()?, now()),
         config,
         folders,

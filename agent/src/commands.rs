@@ -243,6 +243,19 @@ fn as_json(status: &NodeStatus) -> serde_json::Value {
     json!({"node": status.name, "revision": status.revision, "link": status.link, "pods": pods})
 }
 
+/// Reads a time such as 30s, 5m, 2h or 7d as seconds.
+///
+/// # Errors
+/// It is none.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a time such as 30s, 5m, 2h or 7d");
+    let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let (digits, unit) =
+        units.iter().find_map(|(name, unit)| Some((text.strip_suffix(*name)?, unit))).ok_or_else(wrong)?;
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(*unit).ok_or_else(wrong)
+}
+
 /// Prints a container's log. Says the exit code.
 ///
 /// # Errors
@@ -252,12 +265,14 @@ pub async fn logs(
     target: &Target,
     follow: bool,
     tail: Option<u32>,
+    since_seconds: Option<u64>,
     previous: bool,
     timestamps: bool,
 ) -> anyhow::Result<i32> {
     let mut client = Client::connect(run_dir).await?;
     let (pod, container) = client.find(target).await?;
-    let mut stream = client.peer.open(StreamRequest::Logs { pod, container, follow, tail, previous, timestamps })?;
+    let request = StreamRequest::Logs { pod, container, follow, tail, since_seconds, previous, timestamps };
+    let mut stream = client.peer.open(request)?;
     receive(&mut stream).await
 }
 
@@ -359,6 +374,14 @@ mod tests {
     use super::*;
     use skeg_protocol::PodStatus;
     use skeg_protocol::status::reason;
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(["30s", "5m", "2h", "7d"].map(seconds), [30, 300, 7200, 604_800].map(Ok));
+        for bad in ["", "5", "m", "-1s", "1.5h", "99999999999999999999d", "5 m"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_table_says_why_a_container_waits() {

@@ -42,6 +42,8 @@ pub struct Config {
     pub docker_config: Option<PathBuf>,
     /// How much of the disk images may take.
     pub images: Images,
+    /// How much containers may log.
+    pub logs: Logs,
     /// Addresses of pods and services.
     pub network: PodNetwork,
     /// What to set up when `skegd` is the first process of a board.
@@ -61,6 +63,7 @@ impl Default for Config {
             registry: Vec::new(),
             docker_config: None,
             images: Images::default(),
+            logs: Logs::default(),
             network: PodNetwork::default(),
             appliance: None,
         }
@@ -117,6 +120,39 @@ impl Images {
             layer_folders: self.layer_folders,
             layer_ratio: self.layer_ratio,
             layer_gib: self.layer_gib,
+        }
+    }
+}
+
+/// How much each container may log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Logs {
+    /// MiB at which a log is full: it is compressed, and a new one begins.
+    pub size_mib: u64,
+    /// Full logs that are kept.
+    pub parts: usize,
+    /// KiB a second; a container that writes more waits.
+    pub rate_kib: u64,
+    /// MiB that it may write at once after a silence.
+    pub burst_mib: u64,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        let crate::logs::Limits { size, parts, rate, burst } = crate::logs::Limits::default();
+        Logs { size_mib: size >> 20, parts, rate_kib: rate >> 10, burst_mib: burst >> 20 }
+    }
+}
+
+impl Logs {
+    /// The same for the logs themselves. A size or rate of 0 is the smallest that there is.
+    pub fn limits(&self) -> crate::logs::Limits {
+        crate::logs::Limits {
+            size: self.size_mib.max(1).saturating_mul(1 << 20),
+            parts: self.parts,
+            rate: self.rate_kib.max(1).saturating_mul(1 << 10),
+            burst: self.burst_mib.saturating_mul(1 << 20),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod config;
 mod convert;
 mod core;
 mod events;
+mod eviction;
 mod forward;
 #[allow(dead_code)]
 pub mod hold;
@@ -31,9 +32,11 @@ mod network;
 mod oci;
 mod peer;
 mod ports;
+mod reaper;
 mod streams;
 mod trial;
 mod vault;
+mod volumes;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -91,6 +94,9 @@ enum Command {
         /// Only the last N lines
         #[arg(long, value_name = "N")]
         tail: Option<u32>,
+        /// Only what was written since then: 30s, 5m, 2h, 7d
+        #[arg(long, value_name = "TIME", value_parser = commands::seconds)]
+        since: Option<u64>,
         /// Of the instance before the present one
         #[arg(short, long)]
         previous: bool,
@@ -136,8 +142,25 @@ enum Command {
         #[command(subcommand)]
         command: image::Command,
     },
+    /// Shows and removes the volumes that outlive pods
+    Volume {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: volumes::Command,
+    },
     /// Runs containers as the OCI runtime specification says, for engines such as podman and containerd
     Oci(Box<oci::Arguments>),
+    /// Runs a program as the small init of a container
+    #[command(name = reaper::WORD, hide = true)]
+    Reap {
+        /// Becomes the program instead
+        #[arg(long)]
+        program: bool,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// Prints the version
     Version,
 }
@@ -216,9 +239,9 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let run_dir = place.run_dir()?;
             in_runtime(commands::ps(&run_dir, output == "json"))
         }
-        Command::Logs { place, target, follow, tail, previous, timestamps } => {
+        Command::Logs { place, target, follow, tail, since, previous, timestamps } => {
             let run_dir = place.run_dir()?;
-            in_runtime(commands::logs(&run_dir, &target, follow, tail, previous, timestamps))
+            in_runtime(commands::logs(&run_dir, &target, follow, tail, since, previous, timestamps))
         }
         Command::Exec { place, target, stdin, tty, command } => {
             let run_dir = place.run_dir()?;
@@ -239,6 +262,12 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let config = place.config()?;
             in_runtime(image::run(config, command))
         }
+        Command::Volume { place, command } => {
+            let config = place.config()?;
+            in_runtime(volumes::run(config, command))
+        }
+        Command::Reap { program: true, command } => Ok(reaper::become_program(&command)),
+        Command::Reap { program: false, command } => Ok(reaper::run(&command)),
         Command::Oci(mut arguments) => Ok(oci::main(&mut arguments)),
         Command::Version => {
             println!("skegd {}", env!("CARGO_PKG_VERSION"));

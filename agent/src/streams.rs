@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, SystemTime};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use skeg_protocol::message::{Channel, StreamEnd, StreamRequest};
@@ -24,6 +25,8 @@ use crate::forward;
 use crate::image;
 use crate::logs;
 use crate::peer::{Sender, Stream, StreamEvent};
+use crate::volumes::facts::Facts;
+use crate::volumes::{self, Place};
 
 /// How long new output is waited for after the process has ended: somebody else may hold its pipes. What was read
 /// already is sent however long that takes.
@@ -35,8 +38,9 @@ const EXEC_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// Serves one stream to its end.
 pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest) {
     let end = match request {
-        StreamRequest::Logs { pod, container, follow, tail, previous, timestamps } => {
-            let options = logs::Options { tail, timestamps, follow: None };
+        StreamRequest::Logs { pod, container, follow, tail, since_seconds, previous, timestamps } => {
+            let since = since_seconds.and_then(|seconds| SystemTime::now().checked_sub(Duration::from_secs(seconds)));
+            let options = logs::Options { tail, since, timestamps, follow: None };
             send_log(&agent, &stream.sender(), (pod, container), previous, follow, options).await
         }
         StreamRequest::Exec { pod, container, command, tty, stdin } => {
@@ -45,6 +49,7 @@ pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest)
                 Err(message) => Err(message),
             }
         }
+        StreamRequest::Volume(request) => volumes::serve(&agent, &stream.sender(), request).await,
         StreamRequest::Image(request) => image::serve(&agent, &stream.sender(), request).await,
         StreamRequest::Project(request) => alone::serve(&agent, &mut stream, request).await,
         StreamRequest::PortForward { pod, port } => forward::serve(&agent, &mut stream, pod, port).await,
@@ -198,19 +203,24 @@ pub fn spec(host: &Host, pod: &Pod, name: &Label, own_users: bool) -> Result<oci
     let container = pod.container(name);
     let container = container.ok_or_else(|| format!("the pod has no container {name:?}"))?;
     let image = host.images.here(&container.image)?;
-    let volumes = pod.volumes.iter().map(|volume| (volume.name.clone(), std::path::PathBuf::new())).collect();
-    convert::spec(&convert::Inputs {
+    // Nothing is mounted for a further process.
+    let nowhere = Place { path: std::path::PathBuf::new(), map_ids: false, read_only: false };
+    let volumes = pod.volumes.iter().map(|volume| (volume.name.clone(), nowhere.clone())).collect();
+    let converted = convert::spec(&convert::Inputs {
         pod,
         container,
         image: &image.config,
         layers: &image.layers,
         hostname: host.folders.hostname(pod),
         etc: &host.folders.etc(pod.uid),
-        // Nothing is mounted for a further process.
         volumes: &volumes,
         own_users,
-    })
-    .map_err(|error| error.to_string())
+        // It runs already: what was there at its start may be gone.
+        facts: &Facts { forgiving: true, ..host.facts(pod) },
+        devices: std::path::Path::new(""),
+        init: std::path::Path::new(""),
+    });
+    converted.map(|converted| converted.spec).map_err(|error| error.to_string())
 }
 
 /// What a new process's streams shall be.

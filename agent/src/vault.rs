@@ -98,7 +98,8 @@ impl Vault {
             entries.map(|entries| data.entries = entries).is_some()
         });
         if manifest.data.len() < held {
-            manifest.revision = 0;
+            let none = Manifest::default();
+            (manifest.revision, manifest.epoch, manifest.digest) = (0, none.epoch, none.digest);
         }
         manifest
     }

@@ -249,6 +249,8 @@ pub enum StreamRequest {
         follow: bool,
         /// Only the last so many lines.
         tail: Option<u32>,
+        /// Only what was written in the last so many seconds, by the device's clock.
+        since_seconds: Option<u64>,
         /// Of the instance before the present one.
         previous: bool,
         /// Each line begins with its time (RFC 3339).
@@ -278,8 +280,30 @@ pub enum StreamRequest {
         /// TCP port on the pod's loopback address.
         port: u16,
     },
+    /// Something with the volumes that outlive pods.
+    Volume(VolumeRequest),
     /// Something with the projects of a device that is alone; local socket only.
     Project(ProjectRequest),
+}
+
+/// What is to be done with the volumes of a device that outlive pods. The answer is one JSON document on stdout. A
+/// volume is named `namespace/name`, or by its name where only one namespace has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeRequest {
+    /// Lists them with the pods that use them.
+    List,
+    /// The same, and what each holds.
+    Usage,
+    /// Shows all that is known of some.
+    Inspect {
+        /// Which.
+        volumes: Vec<String>,
+    },
+    /// Removes some that no pod uses: all or none.
+    Remove {
+        /// Which.
+        volumes: Vec<String>,
+    },
 }
 
 /// What is to be done with a device's images. The answer is one JSON document on stdout; on stderr come lines that

@@ -1,4 +1,4 @@
-//! The folders of pods: where everything lies, volumes, and the files that name the pod to itself.
+//! The folders of pods: where everything lies, and the files that name the pod to itself.
 //!
 //! Nothing here follows a link that a container could have put: contents of containers are only ever removed.
 
@@ -8,13 +8,14 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use skeg_protocol::manifest::{EmptyDir, VolumeSource};
+use rustix::mount::{UnmountFlags, unmount};
 use skeg_protocol::{Label, Pod, Uid};
 
 use super::Key;
 use crate::journal::make_folder;
-use crate::logs::rotated;
+use crate::volumes::facts::Facts;
+use crate::volumes::persistent::Persistent;
+use crate::volumes::{self, Place};
 
 /// Where things lie on this device.
 #[derive(Debug, Clone)]
@@ -43,7 +44,42 @@ impl Folders {
 
     /// The writable part of an attempt's root: holds `upper` and `work`.
     pub fn attempt(&self, uid: Uid, container: &str, attempt: u32) -> PathBuf {
-        self.pod(uid).join("containers").join(container).join(attempt.to_string())
+        self.container(uid, container).join(attempt.to_string())
+    }
+
+    /// A volume of a pod on disk.
+    pub fn volume(&self, uid: Uid, name: &str) -> PathBuf {
+        self.pod(uid).join("volumes").join(name)
+    }
+
+    /// A volume of a pod in memory.
+    pub fn memory_volume(&self, uid: Uid, name: &str) -> PathBuf {
+        self.pod_run(uid).join("volumes").join(name)
+    }
+
+    /// Device nodes of a pod's container, in memory.
+    pub fn devices(&self, uid: Uid, container: &str) -> PathBuf {
+        self.pod_run(uid).join("devices").join(container)
+    }
+
+    /// A copy of this program for containers that ask for an init, in memory.
+    pub fn init(&self) -> PathBuf {
+        self.run.join("init")
+    }
+
+    /// The folder of a container's attempts.
+    pub fn container(&self, uid: Uid, container: &str) -> PathBuf {
+        self.pod(uid).join("containers").join(container)
+    }
+
+    /// The folder of a container's logs.
+    pub fn container_log(&self, pod: &Pod, container: &str) -> PathBuf {
+        self.logs(pod).join(container)
+    }
+
+    /// The volumes that outlive pods.
+    pub fn persistent(&self) -> Persistent {
+        Persistent::new(self.state.join("volumes"))
     }
 
     /// Files that the pod sees in its `/etc`.
@@ -57,7 +93,7 @@ impl Folders {
 
     /// The log of an attempt.
     pub fn log(&self, pod: &Pod, container: &str, attempt: u32) -> PathBuf {
-        self.logs(pod).join(container).join(format!("{attempt}.log"))
+        self.container_log(pod, container).join(format!("{attempt}.log"))
     }
 
     /// The note beside a log, in memory.
@@ -94,39 +130,18 @@ impl Folders {
     ///
     /// # Errors
     /// What could not be made or found, with the field where it is the pod's.
-    pub fn prepare(&self, pod: &Pod, root: u32, names: [String; 2]) -> Result<BTreeMap<Label, PathBuf>, String> {
-        let failed = |what: &Path| {
-            let what = what.display().to_string();
-            move |error: io::Error| format!("{what}: {error}")
-        };
+    pub fn prepare(
+        &self,
+        pod: &Pod,
+        root: u32,
+        names: [String; 2],
+        facts: &Facts,
+    ) -> Result<BTreeMap<Label, Place>, String> {
         for folder in [self.pod(pod.uid), self.etc(pod.uid)] {
-            make_folder(&folder).map_err(failed(&folder))?;
+            make_folder(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         }
         self.write_etc(pod, root, names)?;
-        let mut volumes = BTreeMap::new();
-        for (index, volume) in pod.volumes.iter().enumerate() {
-            let path = match &volume.source {
-                VolumeSource::EmptyDir(EmptyDir { memory: false, .. }) => {
-                    let path = self.pod(pod.uid).join("volumes").join(volume.name.as_str());
-                    open_folder(&path).and_then(|()| give(&path, root)).map_err(failed(&path))?;
-                    path
-                }
-                VolumeSource::EmptyDir(EmptyDir { memory: true, .. }) => {
-                    let path = self.pod_run(pod.uid).join("volumes").join(volume.name.as_str());
-                    let made = open_folder(&path).and_then(|()| mount_memory(&path));
-                    made.and_then(|()| give(&path, root)).map_err(failed(&path))?;
-                    path
-                }
-                // Resolved here once, so that what is mounted is what was looked at.
-                VolumeSource::HostPath { path, .. } => fs::canonicalize(path)
-                    .map_err(|error| format!("spec.volumes[{index}].hostPath.path {path:?}: {error}"))?,
-                VolumeSource::Persistent { .. } | VolumeSource::Projected { .. } => {
-                    return Err(format!("spec.volumes[{index}]: a volume of this kind is not possible yet"));
-                }
-            };
-            volumes.insert(volume.name.clone(), path);
-        }
-        Ok(volumes)
+        volumes::prepare(self, pod, root, facts)
     }
 
     fn write_etc(&self, pod: &Pod, root: u32, [hosts, resolver]: [String; 2]) -> Result<(), String> {
@@ -151,7 +166,8 @@ impl Folders {
 
     fn release_uid(&self, uid: Uid) {
         let run = self.pod_run(uid);
-        for entry in fs::read_dir(run.join("volumes")).into_iter().flatten().flatten() {
+        let folders = ["volumes", "devices"].map(|folder| run.join(folder));
+        for entry in folders.iter().flat_map(fs::read_dir).flatten().flatten() {
             let path = entry.path();
             match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
                 Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
@@ -180,27 +196,12 @@ impl Folders {
     }
 }
 
-/// Makes a folder that every user of a container may write to, as Kubernetes' emptyDir is.
-fn open_folder(path: &Path) -> io::Result<()> {
-    make_folder(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o777))
-}
-
 /// Gives a file or folder of the host's root to a pod's; the pod may have given it on since.
 pub(super) fn give(path: &Path, root: u32) -> io::Result<()> {
     match fs::symlink_metadata(path)?.uid() {
         0 => lchown(path, Some(root), Some(root)),
         _ => Ok(()),
     }
-}
-
-fn mount_memory(path: &Path) -> io::Result<()> {
-    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev());
-    if device(path)? == device(path.parent().unwrap_or(path))? {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("tmpfs", path, "tmpfs", flags, c"mode=0777")?;
-    }
-    Ok(())
 }
 
 /// Removes the parent cgroup of all pods from every hierarchy, where nothing is in it. Others may use it too, so
@@ -233,8 +234,7 @@ pub fn remove_file(path: &Path) {
     said("removing", path, fs::remove_file(path));
 }
 
-/// Removes a log with its rotated part.
+/// Removes a log with its full parts.
 pub fn remove_log(path: &Path) {
-    remove_file(path);
-    remove_file(&rotated(path));
+    crate::logs::files(path).iter().for_each(|file| remove_file(file));
 }

@@ -14,29 +14,30 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use skeg_protocol::manifest::Handler;
+use skeg_protocol::manifest::{Data, Handler};
 use skeg_protocol::{Label, Pod, Uid};
 use skeg_runtime::oci;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::ask::{self, Asked};
 use crate::cgroups;
 use crate::config::Config;
-use crate::convert::USERS;
+use crate::convert::{USERS, of_pod};
 use crate::core::{Action, ContainerEvent, Event, HookKind, Known, NotStarted, PodRecord, ProbeKind, Step};
 use crate::events::Events;
 use crate::hold::Holder;
 use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
 use crate::network::Networks;
+use crate::volumes::facts::{Device, Facts};
+use crate::volumes::{self, Place};
 
-pub use files::{Folders, remove_parent_cgroup};
+pub use files::{Folders, remove_file, remove_parent_cgroup};
 pub use images::{Images, STORE, wanted};
 pub use sources::Registries;
 pub use start::{Adopted, HeldData, give_streams};
@@ -150,6 +151,10 @@ pub struct Host {
     pub events: mpsc::UnboundedSender<Event>,
     /// What happened, for people.
     pub happenings: Events,
+    /// Config maps and secrets that pods name.
+    pub data: watch::Sender<Arc<Vec<Data>>>,
+    /// What pods may be told of the device.
+    pub device: Arc<Device>,
     /// What runs.
     pub live: RefCell<BTreeMap<Key, Rc<Live>>>,
 }
@@ -158,6 +163,14 @@ impl Host {
     /// The cgroup's name of a pod's container.
     pub fn cgroup(&self, pod: Uid, container: &str) -> String {
         format!("{}/{pod}/{container}", self.config.cgroup)
+    }
+
+    /// What a pod may be told.
+    pub fn facts(&self, pod: &Pod) -> Facts {
+        let host_addresses = volumes::host_addresses();
+        let addresses = if pod.host_network { host_addresses.clone() } else { Vec::new() };
+        let (data, device) = (Arc::clone(&self.data.borrow()), Arc::clone(&self.device));
+        Facts { data, device, host_addresses, addresses, forgiving: false }
     }
 
     fn send(&self, pod: Uid, container: &Label, event: ContainerEvent) {
@@ -210,7 +223,7 @@ struct Prepared {
     /// Its own users; `None` with the device's.
     users: Option<Users>,
     /// Where its volumes lie.
-    volumes: BTreeMap<Label, PathBuf>,
+    volumes: BTreeMap<Label, Place>,
 }
 
 /// Does one pod's actions.
@@ -242,7 +255,17 @@ impl Worker {
             // The containers run on; the next start will say it again.
             log::error!("pod {}/{}: {failure:?}", self.pod.namespace, self.pod.name);
         }
-        while let Some(action) = actions.recv().await {
+        let mut data = self.host.data.subscribe();
+        loop {
+            let action = tokio::select! {
+                biased;
+                action = actions.recv() => action,
+                Ok(()) = data.changed() => {
+                    self.refresh().await;
+                    continue;
+                }
+            };
+            let Some(action) = action else { return };
             match action {
                 Action::Admit(_) => {}
                 Action::Record(record) => self.record(*record).await,
@@ -454,19 +477,32 @@ impl Worker {
             };
             let (folders, pod) = (self.host.folders.clone(), Arc::clone(&self.pod));
             let root = users.as_ref().map_or(0, |users| users.root);
+            let (facts, cgroup) = (self.host.facts(&pod), format!("{}/{}", self.host.config.cgroup, pod.uid));
             let networks = Arc::clone(&self.host.networks);
             let volumes = spawn_blocking(move || {
+                let failed = |message| NotStarted::NotCreated { reason: "FailedMount", message };
                 let device =
                     ["/etc/hosts", "/etc/resolv.conf"].map(|file| std::fs::read_to_string(file).unwrap_or_default());
-                folders.prepare(&pod, root, networks.etc(&pod, device))
+                let names = networks.etc(&pod, device);
+                let volumes = folders.prepare(&pod, root, names, &facts).map_err(failed)?;
+                cgroups::weigh(&cgroup, &of_pod(&pod)).map_err(|error| not_created(&error))?;
+                Ok(volumes)
             });
-            let volumes = volumes
-                .await
-                .map_err(|error| not_created(&error))?
-                .map_err(|message| NotStarted::NotCreated { reason: "FailedMount", message })?;
+            let volumes = volumes.await.map_err(|error| not_created(&error))??;
             self.prepared = Some(Prepared { network, users, volumes });
         }
         Ok(())
+    }
+
+    /// Lets the pod's volumes follow config maps and secrets.
+    async fn refresh(&self) {
+        let Some(prepared) = &self.prepared else { return };
+        let root = prepared.users.as_ref().map_or(0, |users| users.root);
+        let (folders, pod) = (self.host.folders.clone(), Arc::clone(&self.pod));
+        let facts = self.host.facts(&pod);
+        if let Err(error) = spawn_blocking(move || volumes::refresh(&folders, &pod, root, &facts)).await {
+            log::error!("volumes of pod {}: {error}", self.pod.uid);
+        }
     }
 
     async fn prepare_network(&mut self) -> Result<Option<Arc<OwnedFd>>, NotStarted> {

@@ -1,13 +1,13 @@
 //! The start of one attempt, from an image that is here to a process that init holds.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use skeg_protocol::{Container, Label};
-use skeg_runtime::{Extras, Limits, Plan, PlanError, Reaper, Request, Root, StartError, Started, Stdio, oci};
+use skeg_runtime::{Extras, Plan, PlanError, Reaper, Request, Root, StartError, Started, Stdio, oci};
 use tokio::task::spawn_blocking;
 
 use super::{Key, Prepared, Users, Worker, chain, files, not_created, refused};
@@ -15,6 +15,7 @@ use crate::convert;
 use crate::core::NotStarted;
 use crate::journal::make_folder;
 use crate::logs::Pipes;
+use crate::volumes;
 
 /// What init keeps beside an attempt's descriptors, so that a later agent knows since when it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -39,11 +40,14 @@ pub struct Adopted {
 
 /// Everything that the blocking part of a start needs.
 struct Order {
-    spec: oci::Spec,
+    converted: convert::Converted,
     root: Root,
+    /// Where the container's device nodes are made.
+    devices: PathBuf,
+    /// Where a copy of this program is to be, if the container asks for an init.
+    init: Option<PathBuf>,
     folders: [PathBuf; 2],
     cgroup: String,
-    limits: Limits,
     network: Option<Arc<OwnedFd>>,
     users: Option<Users>,
 }
@@ -58,10 +62,11 @@ impl Worker {
         };
         let key = self.key(name, attempt);
         let order = self.order(container, attempt, prepared)?;
-        let own_users = order.users.is_some();
+        let (own_users, keeps_open) = (order.users.is_some(), container.stdin);
         let (pipes, writers) = Pipes::new().map_err(|error| not_created(&error))?;
         let started = spawn_blocking(move || {
-            let stdin = File::open("/dev/null").map_err(|error| not_created(&error))?.into();
+            let stdin = if keeps_open { endless_input() } else { File::open("/dev/null").map(OwnedFd::from) };
+            let stdin = stdin.map_err(|error| not_created(&error))?;
             launch(order, Stdio { stdin, stdout: writers.stdout, stderr: writers.stderr })
         });
         let started = started.await.map_err(|error| not_created(&error))??;
@@ -87,7 +92,8 @@ impl Worker {
             .images
             .here(&container.image)
             .map_err(|message| NotStarted::NotCreated { reason: "CreateContainerError", message })?;
-        let spec = convert::spec(&convert::Inputs {
+        let devices = host.folders.devices(pod.uid, &container.name);
+        let converted = convert::spec(&convert::Inputs {
             pod,
             container,
             image: &image.config,
@@ -96,21 +102,21 @@ impl Worker {
             etc: &host.folders.etc(pod.uid),
             volumes: &prepared.volumes,
             own_users: prepared.users.is_some(),
+            facts: &host.facts(pod),
+            devices: &devices,
+            init: &host.folders.init(),
         })
         .map_err(|error| NotStarted::NotCreated { reason: "CreateContainerConfigError", message: error.to_string() })?;
         let folder = host.folders.attempt(pod.uid, &container.name, attempt);
         let (upper, work) = (folder.join("upper"), folder.join("work"));
         let lower = image.layers.into_iter().rev().collect();
         Ok(Order {
-            spec,
+            converted,
+            devices,
+            init: container.init.then(|| host.folders.init()),
             root: Root::Overlay { lower, upper: upper.clone(), work: work.clone() },
             folders: [upper, work],
             cgroup: host.cgroup(pod.uid, &container.name),
-            limits: Limits {
-                memory_bytes: container.limits.memory_bytes,
-                cpu_millis: container.limits.cpu_millis.map(u64::from),
-                pids: container.limits.pids.map(u64::from),
-            },
             network: prepared.network.clone(),
             users: prepared.users.clone(),
         })
@@ -135,9 +141,18 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
     if let Ok(old) = crate::cgroups::open(&order.cgroup) {
         old.kill().and_then(|()| old.remove()).map_err(|error| not_created(&error))?;
     }
-    let cgroup = crate::cgroups::create(&order.cgroup, &order.limits).map_err(|error| not_created(&error))?;
+    let root = order.users.as_ref().map_or(0, |users| users.root);
+    let made = volumes::make_nodes(&order.devices, &order.converted.nodes, root);
+    made.map_err(|error| refused(format!("{}: {error}", order.devices.display())))?;
+    if let Some(path) = &order.init {
+        copy_program(path).map_err(|error| refused(format!("{}: {error}", path.display())))?;
+    }
+    let convert::Converted { mut spec, sub_paths, .. } = order.converted;
+    let _opened = open_sub_paths(&mut spec, &sub_paths)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let cgroup = crate::cgroups::create(&order.cgroup, &resources).map_err(|error| not_created(&error))?;
     let request = Request {
-        spec: &order.spec,
+        spec: &spec,
         root: &order.root,
         cgroup: Some(&cgroup),
         network: order.network.as_ref().map(|network| network.as_fd()),
@@ -148,6 +163,48 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
     };
     let plan = Plan::compile(request).map_err(|error| not_created(&error))?;
     plan.start().map_err(|error| start_failed(&error))
+}
+
+/// An input that has nothing and never ends: the container itself holds the other end.
+fn endless_input() -> std::io::Result<OwnedFd> {
+    let (reader, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let both = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", reader.as_raw_fd()))?;
+    Ok(both.into())
+}
+
+/// Copies this program to where containers get their init from. Its own file may lie on a mount that older kernels can't
+/// clone, and the copy keeps the original out of every container.
+fn copy_program(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    // One start at a time: a copy that is replaced while another start mounts it is gone.
+    static COPYING: Mutex<()> = Mutex::new(());
+    let _copying = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
+    if path.exists() {
+        return Ok(());
+    }
+    let fresh = path.with_extension("new");
+    std::fs::copy("/proc/self/exe", &fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o555))?;
+    std::fs::rename(&fresh, path)
+}
+
+/// Opens the parts of volumes that are to be mounted, and mounts just what was opened. Keep the descriptors until the
+/// plan is made.
+fn open_sub_paths(spec: &mut oci::Spec, sub_paths: &[convert::SubPath]) -> Result<Vec<OwnedFd>, NotStarted> {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let mut opened = Vec::new();
+    for one in sub_paths {
+        let found = volumes::sub_path::open(&one.volume, &one.path, one.make).map_err(|error| {
+            let message = format!("failed to prepare subPath {:?} of {}: {error}", one.path, one.volume.display());
+            NotStarted::NotCreated { reason: "CreateContainerConfigError", message }
+        })?;
+        if let Some(mount) = mounts.get_mut(one.mount) {
+            mount.set_source(Some(format!("/proc/self/fd/{}", found.as_raw_fd()).into()));
+        }
+        opened.push(found);
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(opened)
 }
 
 /// Gives the log's pipes to the root of a pod, who can then open them by name, as `/dev/stdout`, and give them

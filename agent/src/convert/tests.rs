@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::core::tests::pod;
+use crate::volumes::facts::tests::facts;
 use oci_spec::image::Config as ImageConfig;
 
 fn image(user: &str) -> ImageConfiguration {
@@ -16,8 +17,16 @@ fn image(user: &str) -> ImageConfiguration {
     image
 }
 
+fn place(path: &str) -> Place {
+    Place { path: PathBuf::from(path), map_ids: path == "/b", read_only: path.ends_with(".ro") }
+}
+
 fn convert(pod: &Pod, image: &ImageConfiguration, volumes: &[(&str, &str)]) -> Result<oci::Spec, String> {
-    let volumes = volumes.iter().map(|(name, path)| ((*name).try_into().unwrap(), PathBuf::from(path))).collect();
+    converted(pod, image, volumes).map(|converted| converted.spec)
+}
+
+fn converted(pod: &Pod, image: &ImageConfiguration, volumes: &[(&str, &str)]) -> Result<Converted, String> {
+    let volumes = volumes.iter().map(|(name, path)| ((*name).try_into().unwrap(), place(path))).collect();
     spec(&Inputs {
         pod,
         container: &pod.containers[0],
@@ -27,6 +36,9 @@ fn convert(pod: &Pod, image: &ImageConfiguration, volumes: &[(&str, &str)]) -> R
         etc: Path::new("/run/skeg/etc"),
         volumes: &volumes,
         own_users: !pod.host_users && !pod.host_network,
+        facts: &facts(Vec::new()),
+        devices: Path::new("/run/skeg/devices"),
+        init: Path::new("/run/skeg/init"),
     })
     .map_err(|error| error.to_string())
 }
@@ -63,19 +75,6 @@ fn the_spec_holds_what_image_and_pod_say() {
 #[test]
 fn users_of_its_own_are_65536_and_own_what_they_own_on_the_host() {
     let mut pod = pod(1, "web", &["main"]);
-    pod.volumes = vec![
-        Volume {
-            name: "made".try_into().unwrap(),
-            source: VolumeSource::EmptyDir(skeg_protocol::manifest::EmptyDir::default()),
-        },
-        Volume {
-            name: "found".try_into().unwrap(),
-            source: VolumeSource::HostPath {
-                path: "/srv".to_owned(),
-                kind: skeg_protocol::manifest::HostPathKind::Any,
-            },
-        },
-    ];
     for name in ["made", "found"] {
         let mount = skeg_protocol::manifest::VolumeMount {
             volume: name.try_into().unwrap(),
@@ -162,4 +161,66 @@ fn errors_name_the_field() {
     assert!(mount.options().as_ref().unwrap().contains(&"ro".to_owned()));
     mounted.containers[0].mounts[0].path = "//".to_owned();
     assert!(convert(&mounted, &image(""), &[("data", "/state/data")]).unwrap_err().contains("mountPath"));
+}
+
+#[test]
+fn sub_paths_are_expanded_and_stay_inside_their_volume() {
+    let mut pod = pod(1, "web", &["main"]);
+    let mount = |path: &str| VolumeMount {
+        volume: "data".try_into().unwrap(),
+        path: "/data".to_owned(),
+        read_only: false,
+        sub_path: Some(path.to_owned()),
+    };
+    pod.containers[0].env = vec![skeg_protocol::manifest::EnvVar { name: "A".to_owned(), value: "x/../..".into() }];
+    pod.containers[0].env.push(skeg_protocol::manifest::EnvVar { name: "B".to_owned(), value: "b".into() });
+    let ask = |pod: &Pod, volume: &str| converted(pod, &image(""), &[("data", volume)]);
+    pod.containers[0].mounts = vec![mount("a/$(B)/c$$")];
+    let found = ask(&pod, "/a").unwrap();
+    let index = found.spec.mounts().as_ref().unwrap().len() - 1;
+    let expected = SubPath { mount: index, volume: PathBuf::from("/a"), path: "a/b/c$".to_owned(), make: true };
+    assert_eq!(found.sub_paths, [expected]);
+    assert!(!ask(&pod, "/a.ro").unwrap().sub_paths[0].make, "nothing is made in what is read-only");
+    pod.containers[0].mounts = vec![mount("$(A)")];
+    assert!(ask(&pod, "/a").unwrap_err().contains("must not hold `..`"));
+    pod.containers[0].mounts = vec![mount("$(NONE)")];
+    assert_eq!(ask(&pod, "/a").unwrap_err(), "volumeMounts[0].subPath: missing value for \"NONE\"");
+}
+
+#[test]
+fn what_a_pod_asks_of_the_kernel_is_in_the_spec() {
+    let mut pod = pod(1, "web", &["main"]);
+    pod.fs_group = Some(2000);
+    pod.supplemental_groups = vec![7, 5];
+    pod.sysctls = vec![("net.core.somaxconn".to_owned(), "512".to_owned())];
+    let container = &mut pod.containers[0];
+    container.init = true;
+    container.limits.shm_bytes = Some(1 << 20);
+    container.security.seccomp_unconfined = true;
+    container.devices = vec![skeg_protocol::manifest::Device {
+        path: "/dev/null".to_owned(),
+        container_path: "/dev/nothing".to_owned(),
+        read: true,
+        ..Default::default()
+    }];
+    let found = converted(&pod, &image("1000"), &[]).unwrap();
+    let process = found.spec.process().as_ref().unwrap();
+    assert_eq!(process.user().additional_gids().as_deref(), Some(&[5, 7, 2000][..]));
+    assert_eq!(process.oom_score_adj(), Some(1000));
+    assert_eq!(process.args().as_ref().unwrap(), &["/dev/init", "reap", "--", "/entry", "arg"]);
+    let linux = found.spec.linux().as_ref().unwrap();
+    assert!(linux.seccomp().is_none());
+    assert_eq!(linux.sysctl().as_ref().unwrap()["net.core.somaxconn"], "512");
+    assert_eq!(linux.resources().as_ref().unwrap().devices().as_ref().unwrap()[0].access().as_deref(), Some("r"));
+    let mounts = found.spec.mounts().as_ref().unwrap();
+    let options = |path: &str| {
+        let mount = mounts.iter().find(|mount| mount.destination() == Path::new(path)).unwrap();
+        (mount.source().clone(), mount.options().clone().unwrap())
+    };
+    assert!(options("/dev/shm").1.contains(&"size=1048576".to_owned()));
+    assert!(!options("/dev/shm").1.contains(&"size=65536k".to_owned()));
+    assert_eq!(options("/dev/nothing").0.as_deref(), Some(Path::new("/run/skeg/devices/0")));
+    let (source, init) = options("/dev/init");
+    assert!(source.as_deref() == Some(Path::new("/run/skeg/init")) && init.contains(&"ro".to_owned()));
+    assert_eq!(found.nodes.len(), 1);
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use skeg_protocol::status::text;
+use skeg_protocol::status::{reason, text};
 use skeg_protocol::{Label, Manifest, Name, Pod, PodStatus, Uid};
 
 use coming::Coming;
@@ -75,6 +75,13 @@ pub enum Event {
         container: Label,
         /// What went wrong, where something did.
         result: Result<(), ImageFailure>,
+    },
+    /// The device runs short, or a pod holds more than it may: the pod must go.
+    Evict {
+        /// Which.
+        pod: Uid,
+        /// Why, for people.
+        message: String,
     },
     /// Nothing of a pod is left on the device.
     PodRemoved(Uid),
@@ -228,6 +235,12 @@ impl Node {
                 if let Some(coming) = coming {
                     coming.fetched(&container, result, now);
                     self.unsettled |= coming.is_whole();
+                }
+            }
+            Event::Evict { pod, message } => {
+                if let Some(state) = self.pods.get_mut(&pod) {
+                    let failure = Failure { reason: reason("Evicted"), message: text(message) };
+                    state.fail(failure, self.boot, now, &mut orders);
                 }
             }
             Event::PodRemoved(uid) => {

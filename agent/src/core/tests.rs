@@ -193,6 +193,23 @@ fn an_image_that_may_not_be_pulled_is_looked_for_again_when_one_comes() {
     assert_eq!(container.supervise(ContainerEvent::NewImages, RULES, at(0)), []);
 }
 
+#[test]
+fn a_container_that_waits_for_a_config_map_starts_when_it_comes() {
+    let mut container = Container::new("main".try_into().unwrap());
+    container.supervise(ContainerEvent::Go, RULES, at(0));
+    container.supervise(ContainerEvent::ImageReady { check: None }, RULES, at(0));
+    let missing = |reason| NotStarted::NotCreated { reason, message: "configmap \"app\" not found".to_owned() };
+    for reason in ["CreateContainerConfigError", "FailedMount"] {
+        container.supervise(ContainerEvent::NotStarted { attempt: 0, failure: missing(reason) }, RULES, at(0));
+        assert_eq!(quiet(container.supervise(ContainerEvent::NewData, RULES, at(0))), [Step::Pull], "{reason}");
+        assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [], "{reason}");
+        container.supervise(ContainerEvent::ImageReady { check: None }, RULES, at(0));
+    }
+    let failed = ContainerEvent::NotStarted { attempt: 0, failure: missing("CreateContainerError") };
+    container.supervise(failed, RULES, at(0));
+    assert_eq!(container.supervise(ContainerEvent::NewData, RULES, at(0)), [], "waits for something else");
+}
+
 fn removed(seconds: u64) -> ContainerEvent {
     ContainerEvent::Stop { grace: Duration::from_secs(seconds), why: Why::Removed("it is no longer wanted".to_owned()) }
 }

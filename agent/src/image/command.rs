@@ -79,10 +79,17 @@ pub struct Output {
     output: String,
 }
 
+impl Output {
+    /// Whether JSON is wanted.
+    pub fn is_json(&self) -> bool {
+        self.output == "json"
+    }
+}
+
 impl Command {
     /// The request, and the form of its answer.
     fn request(self) -> anyhow::Result<(ImageRequest, Form)> {
-        let form = |output: Output, table| if output.output == "json" { Form::Json } else { table };
+        let form = |output: Output, table| if output.is_json() { Form::Json } else { table };
         Ok(match self {
             Command::Ls(output) => (ImageRequest::List, form(output, Form::List)),
             Command::Pull { reference, output } => (ImageRequest::Pull { reference }, form(output, Form::Digest)),
@@ -128,7 +135,7 @@ fn absolute(path: &str) -> anyhow::Result<String> {
 pub async fn run(config: Config, command: Command) -> anyhow::Result<i32> {
     let (request, form) = command.request()?;
     let answer = match UnixStream::connect(config.run_dir.join(SOCKET)).await {
-        Ok(socket) => ask(socket, request).await?,
+        Ok(socket) => ask(socket, StreamRequest::Image(request)).await?,
         // No agent runs, so nobody else has the store.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
             alone(&config, request).await?
@@ -141,9 +148,13 @@ pub async fn run(config: Config, command: Command) -> anyhow::Result<i32> {
     Ok(code)
 }
 
-async fn ask(socket: UnixStream, request: ImageRequest) -> anyhow::Result<Value> {
+/// Asks the agent for a JSON document, and tells what it says meanwhile.
+///
+/// # Errors
+/// What could not be done, and why.
+pub async fn ask(socket: UnixStream, request: StreamRequest) -> anyhow::Result<Value> {
     let client = Client::over(socket)?;
-    let mut stream = client.open(StreamRequest::Image(request))?;
+    let mut stream = client.open(request)?;
     let mut answer = Vec::new();
     loop {
         match stream.next().await {

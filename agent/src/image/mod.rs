@@ -7,5 +7,6 @@ mod command;
 mod serve;
 mod show;
 
-pub use command::{Command, run};
+pub use command::{Command, Output, ask, run};
 pub use serve::serve;
+pub use show::size;

@@ -57,7 +57,7 @@ fn lines(head: &str, value: &Value) -> String {
 }
 
 /// Bytes as people read them.
-fn size(value: &Value) -> String {
+pub fn size(value: &Value) -> String {
     let bytes = value.as_u64().unwrap_or(0);
     let mut unit = 1u64;
     for name in ["B", "KiB", "MiB", "GiB"] {

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice, tee};
 
 use super::format::{Stream, format};
-use super::{ROTATE_AT, rotated};
+use super::{Limits, rotated};
 
 /// Most bytes of one batch, and the usual size of a pipe.
 const BATCH: usize = 64 * 1024;
@@ -100,12 +100,15 @@ impl Pipes {
 
 /// Buffers that all logs of an agent share, one batch at a time. Clones are the same buffers.
 #[derive(Clone)]
-pub struct Scratch(pub(crate) std::sync::Arc<tokio::sync::Mutex<Buffers>>);
+pub struct Scratch {
+    pub(crate) buffers: std::sync::Arc<tokio::sync::Mutex<Buffers>>,
+    pub(crate) limits: Limits,
+}
 
 impl Scratch {
     /// Makes the buffers. One call an agent is enough.
-    pub fn new() -> Result<Scratch, LogError> {
-        Ok(Scratch(std::sync::Arc::new(tokio::sync::Mutex::new(Buffers::new()?))))
+    pub fn new(limits: Limits) -> Result<Scratch, LogError> {
+        Ok(Scratch { buffers: std::sync::Arc::new(tokio::sync::Mutex::new(Buffers::new()?)), limits })
     }
 }
 
@@ -180,6 +183,12 @@ pub(crate) struct Copier {
     intent_file: File,
     intent: Intent,
     rotate_at: u64,
+    /// Full parts that are kept.
+    parts: usize,
+    /// The number of the next full part.
+    next_part: u64,
+    /// There is a part to be compressed, or too many of them.
+    untidy: bool,
     /// Staging may hold bytes of a step that failed.
     unfinished: bool,
     /// Why bytes were dropped last.
@@ -198,9 +207,11 @@ impl Copier {
         pipes: Pipes,
         path: &Path,
         intent_path: &Path,
+        limits: Limits,
         buffers: &mut Buffers,
     ) -> Result<(Copier, Sources), LogError> {
         let log = open(path, OpenOptions::new().append(true))?;
+        let parts = rotated::numbers(path).map_err(|source| LogError::File { path: path.into(), source })?;
         let intent_file = open(intent_path, OpenOptions::new().read(true).write(true))?;
         let size = fcntl_getpipe_size(&buffers.write).map_err(pipe_error("fcntl(F_GETPIPE_SZ)"))?;
         let staging_size = fcntl_getpipe_size(&pipes.staging_write).map_err(pipe_error("fcntl(F_GETPIPE_SZ)"))?;
@@ -217,7 +228,10 @@ impl Copier {
             intent_path: intent_path.into(),
             intent: Intent::load(&intent_file).unwrap_or(fresh),
             intent_file,
-            rotate_at: ROTATE_AT,
+            rotate_at: limits.size,
+            parts: limits.parts,
+            next_part: parts.last().map_or(1, |last| last + 1),
+            untidy: !parts.is_empty(),
             unfinished: true,
             reason: "the log could not be written".into(),
         };
@@ -225,9 +239,19 @@ impl Copier {
         Ok((copier, Sources { stdout: pipes.stdout, stderr: pipes.stderr }))
     }
 
-    #[cfg(test)]
-    pub(crate) fn rotate_at(&mut self, size: u64) {
-        self.rotate_at = size;
+    /// Compresses full parts and removes those that are too many, where there is something to do.
+    pub(crate) fn tidy(&mut self) {
+        if std::mem::take(&mut self.untidy)
+            && let Err(error) = rotated::tidy(&self.path, self.parts)
+        {
+            // Tried again when the next part is full.
+            log::error!("the full parts of log {} can't be compressed: {error}", self.path.display());
+        }
+    }
+
+    /// Whether [`Copier::tidy`] has something to do.
+    pub(crate) fn is_untidy(&self) -> bool {
+        self.untidy
     }
 
     /// Moves at most one batch of a stream into the log. Never waits for the stream.
@@ -332,13 +356,15 @@ impl Copier {
         fresh.push(".new");
         // The new file is there before the old one moves, so that a full disk can't leave the log without a name.
         let new = options(OpenOptions::new().append(true)).open(&fresh).and_then(|new| {
-            std::fs::rename(&self.path, rotated(&self.path))?;
+            std::fs::rename(&self.path, rotated::plain(&self.path, self.next_part))?;
             std::fs::rename(&fresh, &self.path)?;
             Ok(new)
         });
         match new {
             Ok(new) => {
                 self.log = new;
+                self.next_part += 1;
+                self.untidy = true;
                 true
             }
             Err(error) => {

@@ -26,27 +26,43 @@
 //! `2026-11-21T04:06:00.123456789Z stdout F text`; `P` in place of `F` marks a line that goes on in the stream's
 //! next record, which happens to lines over 16 KiB and to text that came without its newline.
 //!
+//! A log that is full becomes a numbered part, which is compressed ([`rotated`]). The kernel gathers what is appended
+//! before it writes to the disk; nothing is synced, since a log is not worth a card's life. A container that writes
+//! faster than it may ([`rate`]) waits at its pipe: it loses nothing, and neither others nor the disk suffer.
+//!
 //! A full disk never stops a container: what can't be written is dropped, counted, and told by a record
 //! `skegd: N bytes of output are lost: …` as soon as there is room.
 
 mod copy;
 mod format;
+mod rate;
 mod read;
+mod rotated;
 mod task;
 
 pub use copy::{LogError, Pipes, Scratch, Writers};
 pub(crate) use format::timestamp;
 pub use read::{Options, ReadError, Reader, read};
+pub use rotated::files;
 pub use task::Log;
 
-/// Size in bytes at which a log is renamed to `NAME.1`, in place of the one that had that name.
-pub const ROTATE_AT: u64 = 10 * 1024 * 1024;
+/// How much a container may log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Size in bytes at which a log is full: it becomes a part, and a new one begins.
+    pub size: u64,
+    /// Full parts that are kept, compressed.
+    pub parts: usize,
+    /// Bytes a second; a container that writes more waits.
+    pub rate: u64,
+    /// Bytes that it may write at once after a silence.
+    pub burst: u64,
+}
 
-/// The name of a log's rotated part.
-pub fn rotated(log: &std::path::Path) -> std::path::PathBuf {
-    let mut name = log.as_os_str().to_owned();
-    name.push(".1");
-    name.into()
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { size: 10 << 20, parts: 4, rate: 1 << 20, burst: 16 << 20 }
+    }
 }
 
 #[cfg(test)]

@@ -8,12 +8,13 @@ use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::format::{MAX_RECORD, parse};
-use super::rotated;
+use super::format::{MAX_RECORD, parse, timestamp};
+use super::rotated::{self, Part};
 
 /// Most bytes of one piece: what fits into one piece of a stream to the controller.
 const PIECE: usize = skeg_protocol::limits::MAX_STREAM_DATA;
@@ -25,6 +26,8 @@ const BLOCK: usize = 64 * 1024;
 pub struct Options {
     /// Only the last so many records (lines, unless they are very long).
     pub tail: Option<u32>,
+    /// Only what was written since then.
+    pub since: Option<SystemTime>,
     /// Each line begins with its time (RFC 3339) and a space.
     pub timestamps: bool,
     /// Go on with what comes, until the log ends ([`super::Log::progress`]).
@@ -46,11 +49,11 @@ pub struct Reader {
     follow: Option<watch::Receiver<u64>>,
 }
 
-/// Opens a log with its rotated part. A missing file is an error whose source says so.
+/// Opens a log with its full parts. A missing file is an error whose source says so.
 pub async fn read(log: &Path, options: Options) -> Result<Reader, ReadError> {
     let path = log.to_owned();
-    let Options { tail, timestamps, follow } = options;
-    let cursor = blocking(log, move || Cursor::open(&path, tail, timestamps)).await?;
+    let Options { tail, since, timestamps, follow } = options;
+    let cursor = blocking(log, move || Cursor::open(&path, tail, since, timestamps)).await?;
     Ok(Reader { cursor: Arc::new(Mutex::new(cursor)), follow })
 }
 
@@ -91,37 +94,58 @@ async fn blocking<T: Send + 'static>(
 
 struct Cursor {
     path: PathBuf,
-    /// Oldest first; the last one is still written.
-    parts: VecDeque<File>,
+    /// Full ones, oldest first.
+    parts: VecDeque<Part>,
+    /// Those that were written when they were opened; the last one still is.
+    files: VecDeque<File>,
     /// The beginning of a record whose end is not read yet.
     record: Vec<u8>,
     /// What is ready for the operator.
     ready: Vec<u8>,
     skip: u64,
+    /// Records before this time are passed over; times of one form compare as texts.
+    since: Option<String>,
     timestamps: bool,
     /// The last record's line goes on.
     inside_line: bool,
 }
 
 impl Cursor {
-    fn open(path: &Path, tail: Option<u32>, timestamps: bool) -> io::Result<Cursor> {
-        let mut parts = VecDeque::new();
-        match File::open(rotated(path)) {
-            Ok(old) => parts.push_back(old),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        parts.push_back(File::open(path)?);
-        let mut skip = 0;
-        if let Some(tail) = tail {
-            for part in &mut parts {
-                skip += records(part)?;
-                part.rewind()?;
+    fn open(path: &Path, tail: Option<u32>, since: Option<SystemTime>, timestamps: bool) -> io::Result<Cursor> {
+        let mut file = File::open(path)?;
+        let numbers = rotated::numbers(path)?;
+        let (mut parts, mut skip) = (VecDeque::new(), 0);
+        let wanted = tail.map(u64::from);
+        let mut there = match wanted {
+            Some(_) => records(&mut file)?,
+            None => 0,
+        };
+        file.rewind()?;
+        // From the newest on, so that no more is opened than is shown.
+        for number in numbers.iter().rev() {
+            if wanted.is_some_and(|wanted| there >= wanted) {
+                break;
             }
-            skip = skip.saturating_sub(tail.into());
+            if wanted.is_some() {
+                there += rotated::open(path, *number)?.map_or(Ok(0), |mut part| records(&mut part))?;
+            }
+            parts.extend(rotated::open(path, *number)?);
         }
-        let (record, ready) = (Vec::new(), Vec::new());
-        Ok(Cursor { path: path.into(), parts, record, ready, skip, timestamps, inside_line: false })
+        parts.make_contiguous().reverse();
+        if let Some(wanted) = wanted {
+            skip = there.saturating_sub(wanted);
+        }
+        Ok(Cursor {
+            path: path.into(),
+            parts,
+            files: VecDeque::from([file]),
+            record: Vec::new(),
+            ready: Vec::new(),
+            skip,
+            since: since.map(timestamp),
+            timestamps,
+            inside_line: false,
+        })
     }
 
     /// The next bytes for the operator; none when all that is there has been read.
@@ -145,14 +169,22 @@ impl Cursor {
 
     fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
         loop {
-            let last = self.parts.len() == 1;
-            let Some(part) = self.parts.front_mut() else { return Ok(0) };
+            if let Some(part) = self.parts.front_mut() {
+                let length = part.read(block)?;
+                if length > 0 {
+                    return Ok(length);
+                }
+                self.parts.pop_front();
+                continue;
+            }
+            let last = self.files.len() == 1;
+            let Some(part) = self.files.front_mut() else { return Ok(0) };
             let length = part.read(block)?;
             if length > 0 {
                 return Ok(length);
             }
             if !last {
-                self.parts.pop_front();
+                self.files.pop_front();
                 continue;
             }
             let size = part.metadata()?;
@@ -165,7 +197,7 @@ impl Cursor {
                 Ok(new) if new.ino() != size.ino() => {
                     // Rotated. The old file gets nothing any more, yet may have got something since the last read.
                     let length = part.read(block)?;
-                    self.parts.push_back(File::open(&self.path)?);
+                    self.files.push_back(File::open(&self.path)?);
                     if length > 0 {
                         return Ok(length);
                     }
@@ -187,6 +219,9 @@ impl Cursor {
             self.ready.extend_from_slice(&line);
             return;
         };
+        if self.since.as_ref().is_some_and(|since| record.stamp < since.as_bytes()) {
+            return;
+        }
         if self.timestamps && !self.inside_line {
             self.ready.extend_from_slice(record.stamp);
             self.ready.push(b' ');
@@ -199,7 +234,7 @@ impl Cursor {
     }
 }
 
-fn records(file: &mut File) -> io::Result<u64> {
+fn records(file: &mut impl Read) -> io::Result<u64> {
     let mut block = vec![0; BLOCK];
     let mut count = 0;
     loop {

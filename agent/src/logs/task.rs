@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -17,6 +17,7 @@ use crate::async_fd;
 
 use super::copy::{Copier, LogError, Pipes, Scratch, Step};
 use super::format::Stream;
+use super::rate::Bucket;
 
 /// Batches of one stream before others have their turn.
 const TURN: usize = 4;
@@ -37,6 +38,7 @@ struct Job {
     copier: Arc<Mutex<Copier>>,
     scratch: Scratch,
     progress: watch::Sender<u64>,
+    bucket: std::sync::Mutex<Bucket>,
 }
 
 impl Log {
@@ -46,14 +48,15 @@ impl Log {
     /// are made. Init must hold `pipes` before the container starts. Never start two logs with the same pipes.
     /// Call inside a tokio runtime.
     pub async fn start(pipes: Pipes, log: &Path, intent: &Path, scratch: &Scratch) -> Result<Log, LogError> {
-        let mut buffers = scratch.0.clone().lock_owned().await;
-        let (log, intent) = (log.to_owned(), intent.to_owned());
-        let (copier, sources) = blocking(move || Copier::open(pipes, &log, &intent, &mut buffers)).await??;
+        let mut buffers = scratch.buffers.clone().lock_owned().await;
+        let (log, intent, limits) = (log.to_owned(), intent.to_owned(), scratch.limits);
+        let (copier, sources) = blocking(move || Copier::open(pipes, &log, &intent, limits, &mut buffers)).await??;
         let watch = |fd| async_fd::watch(fd, Interest::READABLE);
         let watch = |fd| watch(fd).map_err(|source| LogError::Pipe { call: "epoll_ctl", source });
         let (stdout, stderr) = (Arc::new(watch(sources.stdout)?), Arc::new(watch(sources.stderr)?));
         let (sender, progress) = watch::channel(0);
-        let job = Job { copier: Arc::new(Mutex::new(copier)), scratch: scratch.clone(), progress: sender };
+        let bucket = std::sync::Mutex::new(Bucket::new(limits.rate, limits.burst, now()));
+        let job = Job { copier: Arc::new(Mutex::new(copier)), scratch: scratch.clone(), progress: sender, bucket };
         let finish = Arc::new(Notify::new());
         let task = tokio::spawn(job.run(stdout, stderr, finish.clone()));
         Ok(Log { task, finish, progress })
@@ -107,6 +110,11 @@ impl Job {
                 // The runtime shuts down.
                 Err(_) => return,
             };
+            let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).wait(now());
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+                continue;
+            }
             match self.turn(source, stream, TURN).await {
                 Ok(Step::Moved(_)) => {}
                 Ok(Step::Empty) => ready.clear_ready(),
@@ -123,24 +131,35 @@ impl Job {
     async fn turn(&self, source: &Arc<AsyncFd<OwnedFd>>, stream: Stream, batches: usize) -> Result<Step, LogError> {
         // Always in this order, or two logs could wait for each other. Both are fair: first come, first served.
         let mut copier = self.copier.clone().lock_owned().await;
-        let mut buffers = self.scratch.0.clone().lock_owned().await;
+        let mut buffers = self.scratch.buffers.clone().lock_owned().await;
         let source = source.clone();
         let step = blocking(move || {
-            let mut moved = Step::Empty;
+            let (mut bytes, mut last) = (0, Step::Empty);
             for _ in 0..batches {
-                match copier.step(source.get_ref(), stream, &mut buffers)? {
-                    Step::Moved(length) => moved = Step::Moved(length),
-                    end => return Ok((moved, end)),
-                }
+                last = copier.step(source.get_ref(), stream, &mut buffers)?;
+                let Step::Moved(length) = last else { break };
+                bytes += length as u64;
             }
-            Ok((moved, moved))
+            // Others may go on with the buffers while this one compresses.
+            drop(buffers);
+            if copier.is_untidy() {
+                copier.tidy();
+            }
+            Ok((bytes, last))
         });
-        let (moved, last) = step.await??;
-        if matches!(moved, Step::Moved(_)) {
+        let (bytes, last) = step.await??;
+        if bytes > 0 {
+            self.bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(bytes, now());
             self.progress.send_modify(|batches| *batches = batches.wrapping_add(1));
         }
         Ok(last)
     }
+}
+
+/// A clock that never goes back.
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 fn report(error: &LogError) {

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use super::*;
 
+/// Two lines fill a log, and two parts are kept.
+const LIMITS: Limits = Limits { size: 200, parts: 2, rate: u64::MAX, burst: u64::MAX };
+
 async fn text(log: &Path, options: Options) -> String {
     let mut reader = read(log, options).await.unwrap();
     let mut text = Vec::new();
@@ -24,7 +27,7 @@ async fn both_streams_reach_the_log_and_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let (log, intent) = (folder.path().join("logs/web/0.log"), folder.path().join("run/web.intent"));
     let (pipes, writers) = Pipes::new().unwrap();
-    let scratch = Scratch::new().unwrap();
+    let scratch = Scratch::new(Limits::default()).unwrap();
     let task = Log::start(pipes, &log, &intent, &scratch).await.unwrap();
     File::from(writers.stdout).write_all(b"one\ntwo\n").unwrap();
     File::from(writers.stderr).write_all(b"no newline").unwrap();
@@ -43,7 +46,7 @@ async fn both_streams_reach_the_log_and_come_back() {
 async fn tail_and_timestamps() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("0.log");
-    std::fs::write(rotated(&log), "T1 stdout F a\nT2 stdout F b\n").unwrap();
+    std::fs::write(rotated::plain(&log, 1), "T1 stdout F a\nT2 stdout F b\n").unwrap();
     std::fs::write(&log, "T3 stdout P c\nT4 stdout F d\nT5 stdout F e\n").unwrap();
     assert_eq!(text(&log, Options::default()).await, "a\nb\ncd\ne\n");
     assert_eq!(text(&log, Options { tail: Some(1), ..Options::default() }).await, "e\n");
@@ -56,11 +59,73 @@ async fn tail_and_timestamps() {
 }
 
 #[tokio::test]
+async fn since_and_tail_reach_into_compressed_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("0.log");
+    let line = |second: u64| {
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(second);
+        format!("{} stdout F line {second}\n", timestamp(time))
+    };
+    for (number, seconds) in [(1, 0..10), (2, 10..20), (3, 20..30)] {
+        std::fs::write(rotated::plain(&log, number), seconds.map(line).collect::<String>()).unwrap();
+    }
+    std::fs::write(&log, (30..35).map(line).collect::<String>()).unwrap();
+    rotated::tidy(&log, 2).unwrap();
+    let shown = |from: u64| (from..35).map(|second| format!("line {second}\n")).collect::<String>();
+    assert_eq!(text(&log, Options::default()).await, shown(10), "the oldest part is gone");
+    for (tail, from) in [(0, 35), (1, 34), (5, 30), (6, 29), (15, 20), (16, 19), (100, 10)] {
+        assert_eq!(text(&log, Options { tail: Some(tail), ..Options::default() }).await, shown(from), "tail {tail}");
+    }
+    let since = |second| Some(std::time::UNIX_EPOCH + Duration::from_secs(second));
+    for second in [0, 10, 15, 34, 40] {
+        let options = Options { since: since(second), ..Options::default() };
+        assert_eq!(text(&log, options).await, shown(second.clamp(10, 35)), "since {second}");
+    }
+    let both = Options { since: since(33), tail: Some(5), ..Options::default() };
+    assert_eq!(text(&log, both).await, shown(33));
+}
+
+/// A container that writes as fast as it can is held to its rate and loses nothing; another one goes on meanwhile.
+#[tokio::test]
+async fn a_flood_is_slowed_down_and_does_not_stop_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { rate: 256 << 10, burst: 256 << 10, ..Limits::default() };
+    let scratch = Scratch::new(limits).unwrap();
+    let start = async |name: &str| {
+        let (pipes, writers) = Pipes::new().unwrap();
+        let (log, intent) = (folder.path().join(name), folder.path().join(format!("{name}.intent")));
+        (Log::start(pipes, &log, &intent, &scratch).await.unwrap(), log, writers)
+    };
+    let (flood, flooded, writers) = start("flood").await;
+    const LINES: usize = 80_000;
+    let writer = std::thread::spawn(move || {
+        let mut out = File::from(writers.stdout);
+        (0..LINES).for_each(|_| out.write_all(b"0123456\n").unwrap());
+    });
+    let (quiet, quiet_log, writers) = start("quiet").await;
+    let mut reader = read(&quiet_log, Options { follow: Some(quiet.progress()), ..Options::default() }).await.unwrap();
+    let mut out = File::from(writers.stdout);
+    let mut turns = 0;
+    while !writer.is_finished() {
+        let line = format!("turn {turns}\n");
+        out.write_all(line.as_bytes()).unwrap();
+        assert_eq!(reader.next().await.unwrap().unwrap(), line.as_bytes());
+        turns += 1;
+    }
+    writer.join().unwrap();
+    assert!(turns > 3, "the other came to {turns} turns");
+    flood.finish().await;
+    assert_eq!(std::fs::read_to_string(&flooded).unwrap().lines().count(), LINES, "nothing is lost");
+    drop((out, writers.stderr));
+    quiet.finish().await;
+}
+
+#[tokio::test]
 async fn following_shows_each_line_as_it_comes_until_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let (log, intent) = (folder.path().join("0.log"), folder.path().join("intent"));
     let (pipes, writers) = Pipes::new().unwrap();
-    let task = Log::start(pipes, &log, &intent, &Scratch::new().unwrap()).await.unwrap();
+    let task = Log::start(pipes, &log, &intent, &Scratch::new(Limits::default()).unwrap()).await.unwrap();
     let mut reader = read(&log, Options { follow: Some(task.progress()), ..Options::default() }).await.unwrap();
     let mut stdout = File::from(writers.stdout);
     for number in 0..3 {
@@ -76,11 +141,10 @@ async fn following_shows_each_line_as_it_comes_until_the_end() {
 async fn a_reader_follows_over_a_rotation() {
     let folder = tempfile::tempdir().unwrap();
     let (log, intent) = (folder.path().join("0.log"), folder.path().join("intent"));
-    let scratch = Scratch::new().unwrap();
-    let mut buffers = scratch.0.lock().await;
+    let scratch = Scratch::new(Limits::default()).unwrap();
+    let mut buffers = scratch.buffers.lock().await;
     let (pipes, writers) = Pipes::new().unwrap();
-    let (mut copier, sources) = copy::Copier::open(pipes, &log, &intent, &mut buffers).unwrap();
-    copier.rotate_at(200);
+    let (mut copier, sources) = copy::Copier::open(pipes, &log, &intent, LIMITS, &mut buffers).unwrap();
     let (progress, follow) = tokio::sync::watch::channel(0);
     let mut reader = read(&log, Options { follow: Some(follow), ..Options::default() }).await.unwrap();
     let mut stdout = File::from(writers.stdout);
@@ -92,8 +156,10 @@ async fn a_reader_follows_over_a_rotation() {
         progress.send_modify(|count| *count += 1);
         assert_eq!(reader.next().await.unwrap().unwrap(), line.as_bytes());
     }
-    assert!(std::fs::metadata(rotated(&log)).unwrap().len() < 400);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "log, rotated log, intent");
+    copier.tidy();
+    let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["0.log", "0.log.23.gz", "0.log.24.gz", "intent"], "only so many parts are kept");
 }
 
 #[tokio::test]
@@ -108,10 +174,10 @@ async fn a_full_disk_drops_and_tells_and_never_stops_the_container() {
         return;
     }
     let (log, intent) = (target.join("0.log"), folder.path().join("intent"));
-    let scratch = Scratch::new().unwrap();
-    let mut buffers = scratch.0.lock().await;
+    let scratch = Scratch::new(Limits::default()).unwrap();
+    let mut buffers = scratch.buffers.lock().await;
     let (pipes, writers) = Pipes::new().unwrap();
-    let (mut copier, sources) = copy::Copier::open(pipes, &log, &intent, &mut buffers).unwrap();
+    let (mut copier, sources) = copy::Copier::open(pipes, &log, &intent, Limits::default(), &mut buffers).unwrap();
     let mut stdout = File::from(writers.stdout);
     let lines = format!("{}\n", "x".repeat(99)).repeat(300);
     let mut write_and_step = |text: &str| {
@@ -152,7 +218,7 @@ fn writer_to_be_killed() {
     let pipes = Pipes::from_fds(fds).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let scratch = Scratch::new().unwrap();
+        let scratch = Scratch::new(Limits::default()).unwrap();
         let log = Log::start(pipes, &folder.join("0.log"), &folder.join("intent"), &scratch).await.unwrap();
         log.task_for_test().await;
     });
@@ -206,8 +272,9 @@ fn produce(pipe: OwnedFd, seed: u64, lines: u32) -> std::thread::JoinHandle<()> 
 /// Joins the records of one stream. The lines of the test fill more than one file.
 fn stream_of(log: &Path, stream: &str) -> String {
     let mut text = String::new();
-    let parts = [rotated(log), log.to_owned()].map(|part| BufReader::new(File::open(part).unwrap()));
-    for line in parts.into_iter().flat_map(BufReader::lines) {
+    let full = rotated::numbers(log).unwrap().into_iter().map(|number| rotated::open(log, number).unwrap().unwrap());
+    let last: rotated::Part = Box::new(File::open(log).unwrap());
+    for line in full.chain([last]).flat_map(|part| BufReader::new(part).lines()) {
         let line = line.unwrap();
         let record = format::parse(line.as_bytes()).unwrap_or_else(|| panic!("no record: {line:?}"));
         if record.stream == stream.as_bytes() {

@@ -151,14 +151,14 @@ impl Controller {
 
     /// Wants these pods from now on; returns once the device holds them.
     pub fn want(&self, pods: Vec<skeg_protocol::Pod>) {
-        self.want_on_trial(pods, 0);
+        self.want_all(Manifest { pods, ..Manifest::default() });
     }
 
-    /// The same; the new ones have so many seconds to become ready.
-    pub fn want_on_trial(&self, mut pods: Vec<skeg_protocol::Pod>, trial_seconds: u32) {
-        pods.sort_by_key(|pod| pod.uid);
+    /// Wants a whole manifest, whatever its revision, from now on; returns once the device holds it.
+    pub fn want_all(&self, mut manifest: Manifest) {
+        manifest.pods.sort_by_key(|pod| pod.uid);
         let revision = self.wanted.borrow().0.revision + 1;
-        let manifest = Manifest { revision, pods, trial_seconds, ..Manifest::default() };
+        manifest.revision = revision;
         manifest.validate().unwrap();
         self.wanted.send_modify(|wanted| wanted.0 = manifest);
         self.wait("the manifest to be held", |told| told.held == revision);

@@ -22,6 +22,8 @@ pub(super) struct Query {
     pub(super) previous: Option<String>,
     pub(super) timestamps: Option<String>,
     pub(super) tail_lines: Option<u32>,
+    pub(super) since_seconds: Option<u64>,
+    pub(super) since_time: Option<String>,
     pub(super) limit: Option<usize>,
     #[serde(rename = "continue")]
     pub(super) resume: Option<String>,

@@ -52,6 +52,7 @@ fn logs() -> StreamRequest {
         container: heapless::String::new(),
         follow: true,
         tail: None,
+        since_seconds: None,
         previous: false,
         timestamps: false,
     }

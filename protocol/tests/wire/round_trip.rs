@@ -13,7 +13,7 @@ use skeg_protocol::message::{
     Base, Channel, GetItems, GetStatus, Goodbye, Heartbeat, Held, Hello, ImageRequest, Items, LocalPod, ManifestBegin,
     ManifestPiece, ManifestRefused, Message, NodeInfo, NodeStatus, Partial, PullSecret, PullSecrets, Reject,
     RejectCode, StatusUpdate, StreamClose, StreamCredit, StreamData, StreamEnd, StreamOpen, StreamRequest,
-    StreamResize, Versions, Welcome,
+    StreamResize, Versions, VolumeRequest, Welcome,
 };
 use skeg_protocol::status::{
     ConditionKind, ContainerState, ContainerStatus, Phase, PodCondition, PodStatus, Termination,
@@ -224,20 +224,23 @@ fn image_request() -> impl Strategy<Value = ImageRequest> {
 
 fn stream_request() -> impl Strategy<Value = StreamRequest> {
     prop_oneof![
-        (uid(), short(), any::<bool>(), option::of(any::<u32>()), any::<bool>(), any::<bool>()).prop_map(
-            |(pod, container, follow, tail, previous, timestamps)| StreamRequest::Logs {
-                pod,
-                container,
-                follow,
-                tail,
-                previous,
-                timestamps,
-            }
-        ),
+        (
+            uid(),
+            short(),
+            any::<bool>(),
+            option::of(any::<u32>()),
+            option::of(any::<u64>()),
+            any::<bool>(),
+            any::<bool>()
+        )
+            .prop_map(|(pod, container, follow, tail, since_seconds, previous, timestamps)| {
+                StreamRequest::Logs { pod, container, follow, tail, since_seconds, previous, timestamps }
+            }),
         (uid(), short(), vec(text(), 0..4), any::<bool>(), any::<bool>()).prop_map(
             |(pod, container, command, tty, stdin)| { StreamRequest::Exec { pod, container, command, tty, stdin } }
         ),
         image_request().prop_map(StreamRequest::Image),
+        vec(text(), 0..4).prop_map(|volumes| StreamRequest::Volume(VolumeRequest::Remove { volumes })),
         (uid(), any::<u16>()).prop_map(|(pod, port)| StreamRequest::PortForward { pod, port }),
     ]
 }

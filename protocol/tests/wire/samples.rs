@@ -300,6 +300,7 @@ pub(crate) fn messages() -> Vec<Message> {
         container: short("web"),
         follow: true,
         tail: Some(100),
+        since_seconds: Some(3600),
         previous: false,
         timestamps: true,
     };

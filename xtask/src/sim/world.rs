@@ -506,6 +506,7 @@ impl World {
                 container: heapless::String::new(),
                 follow: true,
                 tail: None,
+                since_seconds: None,
                 previous: false,
                 timestamps: false,
             };
