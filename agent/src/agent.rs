@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::alone::{Project, Projects, boot, merge};
 use crate::apply::{
     self, Adopted, Folders, HeldData, Host, Images, Key, Ranges, Registries, Worker, chain, health_key, network_key,
     remove_file, remove_parent_cgroup,
@@ -57,6 +58,8 @@ pub struct Agent {
     pub node: RefCell<Node>,
     /// The manifest that is durable.
     pub held: RefCell<Manifest>,
+    /// The device's own projects.
+    pub projects: RefCell<Projects>,
     /// State of the link, for people.
     pub link: RefCell<String>,
     workers: RefCell<BTreeMap<Uid, mpsc::UnboundedSender<Action>>>,
@@ -114,11 +117,12 @@ impl Agent {
 
     /// Tells the store which images a kept revision or a pod needs.
     fn want_images(&self) {
-        let node = self.node.borrow();
+        let (node, projects) = (self.node.borrow(), self.projects.borrow());
         let previous = self.host.journal.previous_manifest();
         let held = self.held.borrow();
         let pods = node.pods().map(|(pod, _)| pod.as_ref()).chain(node.coming().map(Arc::as_ref));
-        let pods = pods.chain(&held.pods).chain(&previous.pods);
+        let own = projects.all().values().flat_map(Project::pods);
+        let pods = pods.chain(&held.pods).chain(&previous.pods).chain(own);
         self.host.images.store.want(apply::wanted(pods));
     }
 
@@ -181,11 +185,26 @@ impl Agent {
         let stored = spawn_blocking(move || journal.store_manifest(&manifest).map(|()| manifest)).await;
         let manifest = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         log::info!("revision {} with {} pods is wanted from now on", manifest.revision, manifest.pods.len());
-        self.held.replace(manifest.clone());
+        self.held.replace(manifest);
+        self.want();
+        Ok(())
+    }
+
+    /// Follows what is durable: the controller's revision and the device's own projects.
+    pub fn want(&self) {
+        let manifest = self.wanted();
         self.host.data.send_replace(Arc::new(manifest.data.clone()));
         // By way of the loop, which then knows of new deadlines; without it the agent is ending.
         self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial: None }).ok();
-        Ok(())
+    }
+
+    /// All that is wanted of this device.
+    pub fn wanted(&self) -> Manifest {
+        let (manifest, left) = merge(&self.held.borrow(), self.projects.borrow().all().iter());
+        for problem in left {
+            log::error!("left out: {problem}");
+        }
+        manifest
     }
 
     /// Turns an exit that init tells into an event.
@@ -256,7 +275,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drop(spawn_local(appliance::network(board, config.node_name())));
     }
     let host = Rc::new(make_host(config, holder, events, &link)?);
+    let projects = host.journal.projects().context("reading the device's own projects")?;
     let agent = Rc::new(Agent {
+        projects: RefCell::new(projects),
         node: RefCell::new(Node::new(boot_id()?)),
         held: RefCell::default(),
         link: RefCell::new(link.as_ref().map_or_else(|error| error.to_string(), |_| "connecting".to_owned())),
@@ -265,18 +286,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         host,
     });
     let manifest = agent.host.journal.manifest();
+    agent.held.replace(manifest);
+    let manifest = agent.wanted();
     agent.host.data.send_replace(Arc::new(manifest.data.clone()));
     // Of the program before this one; who uses it keeps it.
     remove_file(&agent.host.folders.init());
     reserve(&agent.host);
     take_over(&agent, held).await?;
-    agent.held.replace(manifest.clone());
     agent.step(Event::Manifest { manifest: Arc::new(manifest), trial: None });
     let volumes = agent.host.folders.persistent();
     drop(spawn_blocking(move || volumes.sweep()));
     spawn_local(eviction::watch(Rc::clone(&agent)));
     agent.collect_images();
     spawn_local(local::serve(Rc::clone(&agent), local::bind(&agent.host.folders.run)?));
+    boot(&agent);
     match link {
         Ok(settings) => drop(spawn_local(link::follow(Rc::clone(&agent), settings))),
         Err(link::NoLink::NotConfigured) => {}

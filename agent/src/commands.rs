@@ -35,7 +35,11 @@ pub struct Client {
 }
 
 impl Client {
-    async fn connect(run_dir: &Path) -> anyhow::Result<Client> {
+    /// Connects to the agent of a device.
+    ///
+    /// # Errors
+    /// There is no agent, or it may not be asked.
+    pub async fn connect(run_dir: &Path) -> anyhow::Result<Client> {
         let path = run_dir.join(SOCKET);
         let socket = UnixStream::connect(&path).await.with_context(|| {
             format!("connecting to the agent at {}: does it run, and are you root?", path.display())
@@ -63,7 +67,11 @@ impl Client {
         Ok(self.peer.open(request)?)
     }
 
-    async fn status(&mut self) -> anyhow::Result<NodeStatus> {
+    /// Asks how the device is.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub async fn status(&mut self) -> anyhow::Result<NodeStatus> {
         self.peer.send(GetStatus)?;
         loop {
             match self.messages.recv().await {
@@ -74,25 +82,33 @@ impl Client {
         }
     }
 
-    /// Finds the pod that is meant.
-    async fn find(&mut self, target: &Target) -> anyhow::Result<(Uid, Label)> {
+    /// Finds a pod by NAME or NAMESPACE/NAME.
+    ///
+    /// # Errors
+    /// There is none, or several could be meant.
+    pub async fn find_pod(&mut self, what: &str) -> anyhow::Result<Uid> {
         let status = self.status().await?;
-        let matches = |pod: &&LocalPod| match target.pod.split_once('/') {
+        let matches = |pod: &&LocalPod| match what.split_once('/') {
             Some((namespace, name)) => pod.namespace == namespace && pod.name == name,
-            None => pod.name == target.pod.as_str(),
+            None => pod.name == what,
         };
         let found: Vec<&LocalPod> = status.pods.iter().filter(matches).collect();
+        match found.as_slice() {
+            [pod] => Ok(pod.status.uid),
+            [] => bail!("there is no pod {what:?} on this device; `skegd ps` lists them"),
+            several => {
+                let names: Vec<String> = several.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+                bail!("{what:?} could be any of {}", names.join(", "))
+            }
+        }
+    }
+
+    /// Finds the container that is meant.
+    async fn find(&mut self, target: &Target) -> anyhow::Result<(Uid, Label)> {
         let container = target.container.as_deref().unwrap_or_default();
         let container =
             container.try_into().map_err(|_| anyhow::anyhow!("container name {container:?} is too long"))?;
-        match found.as_slice() {
-            [pod] => Ok((pod.status.uid, container)),
-            [] => bail!("there is no pod {:?} on this device; `skegd ps` lists them", target.pod),
-            several => {
-                let names: Vec<String> = several.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
-                bail!("{:?} could be any of {}", target.pod, names.join(", "))
-            }
-        }
+        Ok((self.find_pod(&target.pod).await?, container))
     }
 }
 
@@ -107,7 +123,11 @@ pub async fn ps(run_dir: &Path, json: bool) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-fn print(bytes: &[u8]) -> anyhow::Result<()> {
+/// Writes to standard output.
+///
+/// # Errors
+/// It takes no more.
+pub fn print(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).context("writing to standard output")
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns the words of the file. It reads files and nothing else: it starts nothing and changes nothing.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,8 +20,13 @@ const DAY: u64 = 24 * 3600;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Where this was read.
+    #[serde(skip)]
+    pub path: PathBuf,
     /// Name of this node; without one the host's name (see [`Config::node_name`]).
     pub node_name: Option<String>,
+    /// Labels of this node, against which node selectors of its own projects are held (`skegd up`).
+    pub labels: BTreeMap<String, String>,
     /// What survives reboots: identity, manifest, images, volumes, logs.
     pub state_dir: PathBuf,
     /// What does not: the control socket and the pods' folders in memory.
@@ -45,7 +51,9 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
+            path: DEFAULT_PATH.into(),
             node_name: None,
+            labels: BTreeMap::new(),
             state_dir: "/var/lib/skeg".into(),
             run_dir: "/run/skeg".into(),
             cgroup: "skeg".into(),
@@ -340,7 +348,7 @@ impl Config {
         let config: Config = toml::from_str(text)
             .map_err(|error| ConfigError::Parse { path: path.into(), message: error.to_string().trim().into() })?;
         match config.problem() {
-            None => Ok(config),
+            None => Ok(Config { path: path.into(), ..config }),
             Some((field, problem)) => Err(ConfigError::Value { path: path.into(), field, problem }),
         }
     }

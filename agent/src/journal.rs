@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use skeg_protocol::{Manifest, Uid};
 use thiserror::Error;
 
+use crate::alone::Projects;
 use crate::core::PodRecord;
 use crate::vault::Vault;
 
@@ -37,7 +38,7 @@ pub struct JournalError {
 
 /// Why a file is no journal file.
 #[derive(Debug, Error)]
-enum ReadError {
+pub(crate) enum ReadError {
     #[error("reading {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path} is broken: {problem}")]
@@ -95,7 +96,7 @@ fn sync_parent(path: &Path) -> Result<(), JournalError> {
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(at("syncing folder", parent))
 }
 
-fn seal(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, JournalError> {
+pub(crate) fn seal(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, JournalError> {
     let body = postcard::to_allocvec(value)
         .map_err(|error| at("encoding", path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     if body.len() as u64 + HEADER as u64 > MOST_BYTES {
@@ -105,7 +106,7 @@ fn seal(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, JournalError> {
     Ok([MAGIC.as_slice(), &sha256(&body), &body].concat())
 }
 
-fn unseal<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReadError> {
+pub(crate) fn unseal<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReadError> {
     let io = |source| ReadError::Io { path: path.to_owned(), source };
     let broken = |problem| ReadError::Broken { path: path.to_owned(), problem };
     let mut bytes = Vec::new();
@@ -136,6 +137,14 @@ impl Journal {
         make_folder(&pods).map_err(at("making folder", &pods))?;
         let vault = Vault::open(&state_dir.join("identity"))?;
         Ok(Journal { state, pods, vault })
+    }
+
+    /// The projects of the device itself.
+    ///
+    /// # Errors
+    /// Their folder can't be made.
+    pub fn projects(&self) -> Result<Projects, JournalError> {
+        Projects::open(self.state.join("projects"), self.vault.clone())
     }
 
     fn current(&self) -> PathBuf {
@@ -246,7 +255,7 @@ fn is_whole(record: &PodRecord) -> bool {
     record.pod.validate().is_ok() && wanted.eq(record.containers.iter().map(|container| &container.name))
 }
 
-fn set_aside(path: &Path) {
+pub(crate) fn set_aside(path: &Path) {
     let aside = path.with_extension("broken");
     if let Err(error) = fs::rename(path, &aside) {
         log::error!("setting aside {}: {error}", path.display());

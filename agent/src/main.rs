@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod alone;
 pub mod appliance;
 mod apply;
 mod ask;
@@ -115,6 +116,8 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    #[command(flatten)]
+    Alone(alone::Command),
     /// Shows and changes the images of this device
     Image {
         #[command(flatten)]
@@ -227,6 +230,7 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let run_dir = place.run_dir()?;
             in_runtime(commands::exec(&run_dir, &target, command, stdin, tty))
         }
+        Command::Alone(command) => in_runtime(alone::run(command)),
         Command::Image { place, command } => {
             let config = place.config()?;
             in_runtime(image::run(config, command))

@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
 
 use crate::agent::Agent;
+use crate::alone;
 use crate::apply::{Host, Key, Live, chain, give_streams};
 use crate::async_fd;
 use crate::convert;
@@ -50,6 +51,7 @@ pub async fn serve(agent: Rc<Agent>, mut stream: Stream, request: StreamRequest)
         }
         StreamRequest::Volume(request) => volumes::serve(&agent, &stream.sender(), request).await,
         StreamRequest::Image(request) => image::serve(&agent, &stream.sender(), request).await,
+        StreamRequest::Project(request) => alone::serve(&agent, &mut stream, request).await,
         StreamRequest::PortForward { pod, port } => forward::serve(&agent, &mut stream, pod, port).await,
     };
     stream.close(end.unwrap_or_else(|message| StreamEnd::Failed(skeg_protocol::status::text(message))));

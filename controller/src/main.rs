@@ -6,6 +6,7 @@
 
 mod api;
 mod app;
+mod bench;
 mod commands;
 mod compile;
 mod cron;
@@ -61,6 +62,8 @@ enum Command {
     Token(commands::token::Token),
     /// Decide about devices
     Node(commands::node::Node),
+    /// Measure what a controller costs
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -80,11 +83,15 @@ fn run(cli: &Cli) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         return runtime.block_on(commands::serve::run(options));
     }
+    if let Command::Bench(options) = &cli.command {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        return runtime.block_on(bench::run(options));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = Client::open(&cli.target)?;
         match &cli.command {
-            Command::Serve(_) => Ok(()),
+            Command::Serve(_) | Command::Bench(_) => Ok(()),
             Command::Apply(options) => commands::apply::run(&client, options).await,
             Command::Get(options) => commands::get::run(&client, options).await,
             Command::Describe(options) => commands::describe::run(&client, options).await,

@@ -152,7 +152,7 @@ impl Server {
             };
             let (server, person, house) = (server.clone(), person.clone(), house.clone());
             tasks.spawn(async move {
-                let greeted = tokio::time::timeout(HANDSHAKE, server.greet(stream)).await;
+                let greeted = tokio::time::timeout(HANDSHAKE, Box::pin(server.greet(stream))).await;
                 drop((place, handshake));
                 match greeted {
                     Ok(Ok(guest)) => server.serve(guest, peer, &house, person).await,
@@ -198,9 +198,11 @@ impl Server {
                 link::serve(self.app.clone(), key, peer.ip(), stream, settle).await;
             }
             Peer::Device { key, link: false, stream } => {
-                serve_http(self.app.stopped(), registry::device_router(self.app.clone(), key), stream).await;
+                let router = registry::device_router(self.app.clone(), key);
+                // Boxed, so that thousands of links do not carry room for what only a request needs.
+                Box::pin(serve_http(self.app.stopped(), router, stream)).await;
             }
-            Peer::Person(stream) => serve_http(self.app.stopped(), person, stream).await,
+            Peer::Person(stream) => Box::pin(serve_http(self.app.stopped(), person, stream)).await,
         }
     }
 

@@ -280,6 +280,8 @@ pub enum StreamRequest {
         /// TCP port on the pod's loopback address.
         port: u16,
     },
+    /// Something with the projects of a device that is alone; local socket only.
+    Project(ProjectRequest),
     /// Something with the volumes that outlive pods.
     Volume(VolumeRequest),
 }
@@ -345,6 +347,40 @@ pub enum ImageRequest {
     Prune,
     /// Reads everything and compares it with its digests.
     Verify,
+}
+
+/// What is to be done with the projects of a device: manifests that were handed in on the device itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProjectRequest {
+    /// Says what image references mean. The answer is a JSON list of digests in this order.
+    Resolve(Vec<ImageQuestion>),
+    /// Takes a manifest, in postcard on stdin, as all that a project wants from now on.
+    Apply {
+        /// Name of the project.
+        project: Label,
+    },
+    /// Forgets a project and all that it wants.
+    Remove {
+        /// Name of the project.
+        project: Label,
+    },
+    /// Lists the projects as JSON.
+    List,
+    /// Ends pods of projects, and leaves them ended until they are started.
+    Stop(Vec<Uid>),
+    /// Starts pods again that were stopped.
+    Start(Vec<Uid>),
+}
+
+/// What does an image reference mean?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageQuestion {
+    /// As in a pod.
+    pub reference: String,
+    /// The registry is asked though the image is here.
+    pub anew: bool,
+    /// No registry is asked.
+    pub here_only: bool,
 }
 
 /// Which of a stream's byte sequences a piece belongs to.

@@ -64,6 +64,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/apis/{group}", get(discovery::group))
         .route("/apis/{group}/{version}", get(discovery::group_version))
         .route("/apis/skeg.dev/v1/jointokens", get(tokens::list).post(tokens::create))
+        .route("/apis/skeg.dev/v1/jointokens/{id}", remove(tokens::revoke))
+        .route("/apis/skeg.dev/v1/pendingnodes", get(fleet::pending))
         .route("/apis/skeg.dev/v1/usertokens", get(users::list).post(users::create))
         .route("/apis/skeg.dev/v1/usertokens/{id}", remove(users::revoke))
         .route("/openapi/v2", get(discovery::openapi_v2))

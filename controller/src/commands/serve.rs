@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -109,10 +110,28 @@ impl Ready {
     /// Serves until the controller stops.
     pub(crate) async fn run(self) {
         tokio::spawn(registry::sweep_hourly(self.app.clone()));
+        tokio::spawn(settle_each_second(self.app.clone()));
+        let app = self.app.clone();
         let manager = tokio::spawn(manager::run(self.app, self.nudges));
         self.server.run(self.listener).await;
         if let Err(error) = manager.await {
             log::error!("the manager failed: {error}");
+        }
+        if let Err(error) = app.store.settle() {
+            log::error!("making the last changes durable: {error}");
+        }
+    }
+}
+
+/// Makes changes of status durable that did not wait for the disk.
+async fn settle_each_second(app: Arc<App>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = app.stopped() => return,
+        }
+        if let Err(error) = app.store.settle() {
+            log::error!("making changes of status durable: {error}");
         }
     }
 }

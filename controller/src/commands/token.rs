@@ -10,7 +10,7 @@ use super::get::align;
 
 const PLACE: &str = "/apis/skeg.dev/v1/jointokens";
 
-/// Makes and lists join tokens.
+/// Makes, revokes and lists join tokens.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Token {
     #[command(subcommand)]
@@ -27,6 +27,17 @@ enum Verb {
         /// How many devices it lets in
         #[arg(long, default_value_t = 1)]
         uses: u32,
+        /// KEY=VALUE that the nodes of its devices get; may be given several times
+        #[arg(long, value_parser = label)]
+        label: Vec<(String, String)>,
+        /// Lets its devices wait until `skeg node approve`
+        #[arg(long)]
+        approve: bool,
+    },
+    /// Takes a token back; who came in with it stays in
+    Revoke {
+        /// As `skeg token list` shows it
+        id: String,
     },
     /// Lists tokens without their secrets
     List,
@@ -46,11 +57,23 @@ fn seconds(text: &str) -> Result<i64> {
     number.checked_mul(factor).with_context(|| format!("{text:?} is too long"))
 }
 
-/// Makes or lists.
+/// Reads KEY=VALUE.
+fn label(text: &str) -> Result<(String, String)> {
+    let (key, value) = text.split_once('=').with_context(|| format!("{text:?} is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Makes, takes back or lists.
 pub(crate) async fn run(client: &Client, options: &Token) -> Result<()> {
-    match options.verb {
-        Verb::Create { ttl, uses } => {
-            let body = json!({"spec": {"ttlSeconds": ttl, "uses": uses}});
+    match &options.verb {
+        Verb::Revoke { id } => {
+            let answer = client.json(Method::DELETE, &format!("{PLACE}/{id}"), None).await?;
+            println!("{}", answer["message"].as_str().unwrap_or_default());
+        }
+        Verb::Create { ttl, uses, label, approve } => {
+            let labels: std::collections::BTreeMap<_, _> = label.iter().cloned().collect();
+            let spec = json!({"ttlSeconds": ttl, "uses": uses, "labels": labels, "approve": approve});
+            let body = json!({"spec": spec});
             let made = client.json(Method::POST, PLACE, Some(&body)).await?;
             println!("{}", made["status"]["token"].as_str().context("the controller gave no token")?);
         }

@@ -220,6 +220,50 @@ async fn a_device_has_no_say_about_the_pods_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_come_in_take_names_and_leave_as_the_operator_says() {
+    let controller = Controller::start().await;
+    let tokens = "/apis/skeg.dev/v1/jointokens";
+    let spec = json!({"spec": {"approve": true, "uses": 9, "labels": {"site": "kiln"}}});
+    let made = controller.client.json(Method::POST, tokens, Some(&spec)).await.unwrap();
+    let (id, text) = (made["metadata"]["name"].as_str().unwrap(), made["status"]["token"].as_str().unwrap());
+    let token = text.rsplit('.').next().unwrap();
+    let act = async |verb: &str| {
+        let place = format!("/apis/skeg.dev/v1/nodes/kiln-7/{verb}");
+        controller.client.json(Method::POST, &place, None).await.map(drop)
+    };
+    assert!(act("approve").await.unwrap_err().to_string().contains("no device waits"));
+    let (first, second) = (identity(), identity());
+    let (code, message) = refused(&controller, &first, "kiln-7", Some(token)).await;
+    assert!(code == RejectCode::Pending && message.contains("skeg node approve kiln-7"), "{message}");
+    // It goes on waiting without a token.
+    assert_eq!(refused(&controller, &first, "kiln-7", None).await.0, RejectCode::Pending);
+    let waiting = controller.client.json(Method::GET, "/apis/skeg.dev/v1/pendingnodes", None).await.unwrap();
+    assert_eq!((&waiting["items"][0]["name"], &waiting["items"][0]["token"]), (&json!("kiln-7"), &json!(id)));
+    act("approve").await.unwrap();
+    let mut old = open(&controller, &first, hello("kiln-7", None, NOTHING)).await;
+    assert!(matches!(old.expect().await, Message::Welcome(_)));
+    let node = controller.until(&node_key("kiln-7"), is_ready).await;
+    assert_eq!(node["metadata"]["labels"]["site"], "kiln");
+
+    // A board that was flashed anew.
+    assert_eq!(refused(&controller, &second, "kiln-7", Some(token)).await.0, RejectCode::NameTaken);
+    assert!(act("approve").await.unwrap_err().to_string().contains("skeg node replace kiln-7"));
+    act("replace").await.unwrap();
+    assert_eq!(old.next().await, Ok(None));
+    assert_eq!(refused(&controller, &first, "kiln-7", None).await.0, RejectCode::UnknownKey);
+    let mut new = open(&controller, &second, hello("kiln-7", None, NOTHING)).await;
+    assert!(matches!(new.expect().await, Message::Welcome(_)));
+
+    act("revoke").await.unwrap();
+    assert_eq!(new.next().await, Ok(None));
+    assert_eq!(refused(&controller, &second, "kiln-7", None).await.0, RejectCode::UnknownKey);
+    controller.client.json(Method::DELETE, &format!("{tokens}/{id}"), None).await.unwrap();
+    let (code, message) = refused(&controller, &second, "kiln-7", Some(token)).await;
+    assert!(code == RejectCode::Token && message.contains("revoked"), "{message}");
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_newest_connection_of_a_device_counts() {
     let controller = Controller::start().await;
     controller.name_image("demo", 7);

@@ -1,11 +1,11 @@
 //! Which node is connected, and how to reach its session. The newest connection of a node is the one that counts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skeg_protocol::message::StreamRequest;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use super::pipe::Pipe;
 
@@ -45,10 +45,48 @@ pub(crate) struct Opened {
 /// How many devices may come back in a second.
 const RETURNS_A_SECOND: usize = 1000;
 
+/// Commands on their way to a session. A channel would keep room for many, and most sessions are asked nothing most of the
+/// time.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    commands: Mutex<VecDeque<Command>>,
+    changed: Notify,
+}
+
+impl Mailbox {
+    fn commands(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, command: Command) {
+        self.commands().push_back(command);
+        self.changed.notify_one();
+    }
+
+    fn try_take(&self) -> Option<Command> {
+        let mut commands = self.commands();
+        let command = commands.pop_front();
+        if commands.is_empty() {
+            *commands = VecDeque::new();
+        }
+        command
+    }
+
+    /// Waits for the next command. One session only.
+    pub(super) async fn take(&self) -> Command {
+        loop {
+            if let Some(command) = self.try_take() {
+                return command;
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     id: u64,
-    commands: mpsc::UnboundedSender<Command>,
+    mailbox: Arc<Mailbox>,
 }
 
 /// The sessions by node.
@@ -64,13 +102,13 @@ impl Hub {
     }
 
     /// Makes a new session the node's; an older one is told to end.
-    pub(super) fn join(&self, node: &str) -> (u64, mpsc::UnboundedReceiver<Command>) {
-        let (commands, receiver) = mpsc::unbounded_channel();
+    pub(super) fn join(&self, node: &str) -> (u64, Arc<Mailbox>) {
+        let mailbox = Arc::<Mailbox>::default();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        if let Some(old) = self.sessions().insert(node.to_owned(), Entry { id, commands }) {
-            let _ = old.commands.send(Command::Close("a newer connection of the same device took its place"));
+        if let Some(old) = self.sessions().insert(node.to_owned(), Entry { id, mailbox: mailbox.clone() }) {
+            old.mailbox.put(Command::Close("a newer connection of the same device took its place"));
         }
-        (id, receiver)
+        (id, mailbox)
     }
 
     /// Ends a session's place; says whether it was still the node's.
@@ -98,13 +136,13 @@ impl Hub {
     pub(crate) fn send_to(&self, node: &str, id: u64, command: Command) {
         if let Some(entry) = self.sessions().get(node).filter(|entry| entry.id == id) {
             // A session that ends meanwhile takes its streams with it.
-            let _ = entry.commands.send(command);
+            entry.mailbox.put(command);
         }
     }
 
     /// Sends a command to a node's session; false when the node is not connected.
     pub(crate) fn send(&self, node: &str, command: Command) -> bool {
-        self.sessions().get(node).is_some_and(|entry| entry.commands.send(command).is_ok())
+        self.sessions().get(node).map(|entry| entry.mailbox.put(command)).is_some()
     }
 }
 
@@ -116,10 +154,10 @@ mod tests {
     fn what_concerns_a_stream_of_an_old_session_does_not_reach_the_new_one() {
         let hub = Hub::default();
         let (old, _) = hub.join("kiln-7");
-        let (new, mut commands) = hub.join("kiln-7");
+        let (new, commands) = hub.join("kiln-7");
         hub.send_to("kiln-7", old, Command::Cancel(1));
         hub.send_to("kiln-7", new, Command::Cancel(2));
-        assert!(matches!(commands.try_recv(), Ok(Command::Cancel(2))));
-        assert!(commands.try_recv().is_err());
+        assert!(matches!(commands.try_take(), Some(Command::Cancel(2))));
+        assert!(commands.try_take().is_none());
     }
 }

@@ -8,6 +8,6 @@ mod pipe;
 mod session;
 
 pub(crate) use hub::{Command, Hub, Opened};
-pub(crate) use node::{forget, mark_all_unknown};
+pub(crate) use node::{forget, label, mark_all_unknown};
 pub(crate) use pipe::Piece;
 pub(crate) use session::serve;

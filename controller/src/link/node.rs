@@ -1,6 +1,7 @@
 //! The Node objects of devices: made when a device comes in, changed only when the link's state or the device's
 //! facts change, never by a heartbeat.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
@@ -58,8 +59,25 @@ pub(super) fn strange(store: &dyn Store, name: &str, held: Option<u64>) -> Resul
     Ok(())
 }
 
-/// Notes that a device is connected, and what it says about itself.
-pub(super) fn connected(store: &dyn Store, name: &str, info: &NodeInfo, peer: IpAddr) -> Result<(), StoreError> {
+/// Gives a node labels, making its object where there is none yet.
+pub(crate) fn label(store: &dyn Store, name: &str, labels: &BTreeMap<String, String>) -> Result<(), StoreError> {
+    make(store, name)?;
+    update(store, &key(name), |node| {
+        if !node["metadata"]["labels"].is_object() {
+            node["metadata"]["labels"] = json!({});
+        }
+        for (label, value) in labels {
+            node["metadata"]["labels"][label] = json!(value);
+        }
+    })?;
+    Ok(())
+}
+
+/// Makes a node's object where there is none yet.
+fn make(store: &dyn Store, name: &str) -> Result<(), StoreError> {
+    if store.get(&key(name))?.is_some() {
+        return Ok(());
+    }
     let fresh = json!({
         "apiVersion": "v1",
         "kind": "Node",
@@ -73,9 +91,14 @@ pub(super) fn connected(store: &dyn Store, name: &str, info: &NodeInfo, peer: Ip
         "status": {},
     });
     match store.put(&key(name), fresh, Guard::Absent) {
-        Ok(_) | Err(StoreError::Exists(_)) => {}
-        Err(error) => return Err(error),
+        Ok(_) | Err(StoreError::Exists(_)) => Ok(()),
+        Err(error) => Err(error),
     }
+}
+
+/// Notes that a device is connected, and what it says about itself.
+pub(super) fn connected(store: &dyn Store, name: &str, info: &NodeInfo, peer: IpAddr) -> Result<(), StoreError> {
+    make(store, name)?;
     let address = info.address.unwrap_or(peer);
     let (cpu, memory) = (info.cpus.to_string(), format!("{}Ki", info.memory_bytes / 1024));
     let resources = json!({"cpu": cpu, "memory": memory, "pods": skeg_protocol::limits::MAX_PODS.to_string()});

@@ -7,9 +7,12 @@
 //! ```
 //! A writer task of its own keeps a slow device from holding up what it says itself; what waits for it is bounded.
 
-use std::collections::{BTreeSet, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use skeg_protocol::limits::{MAX_CONTAINERS, MAX_PODS, MAX_TEXT};
@@ -19,18 +22,18 @@ use skeg_protocol::message::{
 use skeg_protocol::sync::{Offer, Shelf as _};
 use skeg_protocol::{Connection, LinkError, Message, PodStatus, Uid};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admission::{Admitted, admit};
-use super::hub::{Command, Opened};
+use super::hub::{Command, Mailbox, Opened};
 use super::node;
 use super::pipe::Pipe;
 use crate::app::App;
 use crate::manager::Nudge;
 use crate::pods::from_device;
 use crate::pull_secrets;
-use crate::store::{Key, Key32, MAX_REVISION, Store, StoreError, update};
+use crate::store::{Key32, MAX_REVISION, Store, StoreError, update};
 use crate::time;
 
 /// Bytes that may wait for a slow device before nothing more is read from it.
@@ -71,7 +74,6 @@ where
         output: Some(output),
         connection: Connection::controller(Duration::ZERO),
         began: Instant::now(),
-        buffer: vec![0; 16 * 1024],
     };
     let end = match link.hello(&app, &key).await {
         Err(end) => {
@@ -110,11 +112,11 @@ async fn attend<R: AsyncRead + Unpin>(
     link: &mut Link<R>,
     key: &Key32,
     admitted: Admitted,
-    hello: Hello,
+    hello: Box<Hello>,
     peer: IpAddr,
 ) -> End {
     let node = admitted.node;
-    let (id, commands) = app.hub.join(&node);
+    let (id, mailbox) = app.hub.join(&node);
     let how = if admitted.new { "enrolled and connected" } else { "connected" };
     log::info!("node {node} {how} from {peer}, holding revision {}", hello.held.revision);
     let host_ip = hello.node.address.unwrap_or(peer).to_string();
@@ -129,8 +131,12 @@ async fn attend<R: AsyncRead + Unpin>(
         pipes: HashMap::new(),
         inputs: HashMap::new(),
     };
-    let end = match session.begin(key, &hello, peer) {
-        Ok(()) => session.run(link, commands).await.err().unwrap_or(End::Closed),
+    let end = match session.begin(key, &hello, &admitted.labels, peer) {
+        Ok(()) => {
+            // A session is long, and what was said at its beginning is noted.
+            drop(hello);
+            session.run(link, &mailbox).await.err().unwrap_or(End::Closed)
+        }
         Err(end) => end,
     };
     for pipe in session.pipes.into_values() {
@@ -154,7 +160,28 @@ struct Link<R> {
     output: Option<mpsc::Sender<Vec<u8>>>,
     connection: Connection,
     began: Instant,
-    buffer: Vec<u8>,
+}
+
+thread_local! {
+    /// What is read at once. One for all connections of a thread: most of them are silent most of the time.
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; 16 * 1024].into());
+}
+
+/// Reads what has come and gives it to the connection; gives its length, 0 at the end.
+async fn read(
+    reader: &mut (impl AsyncRead + Unpin),
+    connection: &mut Connection,
+    began: Instant,
+) -> std::io::Result<usize> {
+    std::future::poll_fn(|context| {
+        READ.with_borrow_mut(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            std::task::ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer))?;
+            connection.receive(buffer.filled(), began.elapsed());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    })
+    .await
 }
 
 /// What a session wakes up for.
@@ -172,14 +199,14 @@ impl<R: AsyncRead + Unpin> Link<R> {
     }
 
     /// Waits for bytes, room to write, a command or the deadline.
-    async fn wait(&mut self, app: &App, commands: Option<&mut mpsc::UnboundedReceiver<Command>>) -> Result<Wake, End> {
+    async fn wait(&mut self, app: &App, mailbox: Option<&Mailbox>) -> Result<Wake, End> {
         let deadline = self.connection.deadline().unwrap_or(Duration::MAX);
         let sleep = tokio::time::sleep(deadline.saturating_sub(self.now()));
         let (backlog, output) = (self.connection.backlog(), self.output.as_ref());
         let has_output = self.connection.has_output();
         let command = async {
-            match commands {
-                Some(commands) => commands.recv().await,
+            match mailbox {
+                Some(mailbox) => mailbox.take().await,
                 None => std::future::pending().await,
             }
         };
@@ -190,21 +217,15 @@ impl<R: AsyncRead + Unpin> Link<R> {
             }
         };
         tokio::select! {
-            command = command => Ok(Wake::Command(command.unwrap_or(Command::Close("the controller stops")))),
+            command = command => Ok(Wake::Command(command)),
             permit = room, if has_output => {
                 let permit = permit.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
                 let now = self.began.elapsed();
                 permit.send(self.connection.output(now));
                 Ok(Wake::Sent)
             }
-            count = self.reader.read(&mut self.buffer), if backlog < MAX_BACKLOG => {
-                let count = count?;
-                if count == 0 {
-                    return Err(End::Closed);
-                }
-                let now = self.began.elapsed();
-                self.connection.receive(&self.buffer[..count], now);
-                Ok(Wake::Received)
+            count = read(&mut self.reader, &mut self.connection, self.began), if backlog < MAX_BACKLOG => {
+                if count? == 0 { Err(End::Closed) } else { Ok(Wake::Received) }
             }
             () = sleep => {
                 let now = self.began.elapsed();
@@ -216,7 +237,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
     }
 
     /// Waits for the Hello and answers it.
-    async fn hello(&mut self, app: &App, key: &Key32) -> Result<(Admitted, Hello), End> {
+    async fn hello(&mut self, app: &App, key: &Key32) -> Result<(Admitted, Box<Hello>), End> {
         loop {
             if let Some(Message::Hello(hello)) = self.connection.next()? {
                 return match admit(&app.store, key, &hello)? {
@@ -227,7 +248,7 @@ impl<R: AsyncRead + Unpin> Link<R> {
                             time: time::now().as_millisecond(),
                             retry_seconds: app.hub.retry_seconds(),
                         })?;
-                        Ok((admitted, hello))
+                        Ok((admitted, Box::new(hello)))
                     }
                     Err(reject) => {
                         let end = End::Refused(format!("node {:?}: {}", hello.node.name, reject.message));
@@ -280,7 +301,13 @@ struct Input {
 
 impl Session {
     /// Notes the connection in the store, and looks at what the device holds.
-    fn begin(&mut self, key: &Key32, hello: &Hello, peer: IpAddr) -> Result<(), End> {
+    fn begin(
+        &mut self,
+        key: &Key32,
+        hello: &Hello,
+        labels: &BTreeMap<String, String>,
+        peer: IpAddr,
+    ) -> Result<(), End> {
         // The node may have been deleted since the key was looked up; from here on its deletion closes this session.
         let store = self.app.store.as_ref();
         if store.node_of_key(key)?.as_deref() != Some(&self.node) {
@@ -290,28 +317,30 @@ impl Session {
         if held.revision > MAX_REVISION {
             return Err(End::Rule(format!("it holds revision {}, which nobody made", held.revision)));
         }
+        if !labels.is_empty() {
+            node::label(store, &self.node, labels)?;
+        }
         node::connected(store, &self.node, &hello.node, peer)?;
         let shelf = store.shelf(&self.node);
-        if held.revision > shelf.newest()?.revision && shelf.knows(&held)? {
-            // It was made here, but the node was deleted since.
+        let (newest, known) = (shelf.newest()?, shelf.knows(&held)?);
+        let deleted = known && held.revision > newest.revision;
+        // Made by somebody else, but it is what this controller wants, too: nothing goes back.
+        let same = !known && held.digest == newest.digest;
+        if deleted || same {
             store.take_over(&self.node, &held)?;
         }
         self.app.nudge(Nudge::Look);
         Ok(())
     }
 
-    async fn run<R: AsyncRead + Unpin>(
-        &mut self,
-        link: &mut Link<R>,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-    ) -> Result<(), End> {
+    async fn run<R: AsyncRead + Unpin>(&mut self, link: &mut Link<R>, mailbox: &Mailbox) -> Result<(), End> {
         self.share(&mut link.connection)?;
         loop {
             while let Some(message) = link.connection.next()? {
                 self.take(&mut link.connection, message)?;
             }
             self.offer(&mut link.connection)?;
-            match link.wait(&self.app, Some(&mut commands)).await? {
+            match link.wait(&self.app, Some(mailbox)).await? {
                 Wake::Command(command) => self.obey(&mut link.connection, command)?,
                 Wake::Stop => {
                     let retry_seconds = self.app.hub.retry_seconds();
@@ -480,7 +509,7 @@ impl Session {
         }
         let by_uid: HashMap<String, &PodStatus> = report.pods.iter().map(|pod| (pod.uid.to_string(), pod)).collect();
         let now = time::now();
-        for (key, pod) in self.own_pods()? {
+        for (key, pod) in self.app.store.pods_of(&self.node)? {
             let Some(status) = pod["metadata"]["uid"].as_str().and_then(|uid| by_uid.get(uid)) else { continue };
             update(self.app.store.as_ref(), &key, |current| {
                 if current["metadata"]["uid"] == pod["metadata"]["uid"] {
@@ -491,20 +520,6 @@ impl Session {
         self.let_go()
     }
 
-    fn own_pods(&self) -> Result<Vec<(Key, serde_json::Value)>, StoreError> {
-        // Objects are kept as serde_json writes them, and a node's name needs no escapes. What else happens to hold
-        // the text is left out below.
-        let mark = format!("\"nodeName\":\"{}\"", self.node);
-        let pods = self.app.store.list_holding("Pod", &mark)?.into_iter();
-        let own = pods.filter(|pod| pod["spec"]["nodeName"] == self.node.as_str());
-        Ok(own
-            .map(|pod| {
-                let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default().to_owned();
-                (Key::new("Pod", &text("namespace"), &text("name")), pod)
-            })
-            .collect())
-    }
-
     /// Removes the objects of deleted pods that the device has neither in its manifest nor in its hands.
     fn let_go(&mut self) -> Result<(), End> {
         let Some(reported) = &self.reported else { return Ok(()) };
@@ -512,7 +527,7 @@ impl Session {
         if self.offer.held().revision != newest.revision {
             return Ok(());
         }
-        for (key, pod) in self.own_pods()? {
+        for (key, pod) in self.app.store.pods_of(&self.node)? {
             let uid = pod["metadata"]["uid"].as_str().and_then(|uid| uid.parse::<Uid>().ok()).unwrap_or_default();
             let deleted = !pod["metadata"]["deletionTimestamp"].is_null();
             if deleted && newest.pod(uid).is_none() && !reported.contains(&uid) {

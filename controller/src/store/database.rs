@@ -4,14 +4,16 @@ use std::fs::OpenOptions;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 use skeg_protocol::message::Epoch;
 
 use super::history::{Expired, History, Watch};
+use super::placed::Placed;
 use super::seal::{Seal, is_sealed};
 use super::{Action, Change, Guard, Key, Key32, List, Store, StoreError, revision_of};
 
@@ -26,6 +28,9 @@ pub(crate) struct Database {
     /// Of the revisions that this process makes.
     pub(super) epoch: Epoch,
     history: Mutex<History>,
+    placed: Mutex<Placed>,
+    /// Whether something is committed that is not durable yet.
+    unsettled: AtomicBool,
     pub(super) seal: Seal,
 }
 
@@ -54,13 +59,26 @@ impl Database {
         super::keys::create(&write)?;
         super::tokens::create(&write)?;
         super::manifests::create(&write)?;
+        super::pending::create(&write)?;
         super::tags::create(&write)?;
         super::users::create(&write)?;
-        let revision = write.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
+        let revision = skip_revisions(&write)?;
         write.commit()?;
         let mut epoch = Epoch::default();
         SystemRandom::new().fill(&mut epoch).map_err(|_| StoreError::Random)?;
-        Ok(Database { redb, epoch, history: Mutex::new(History::new(revision)), seal: Seal::new(key)? })
+        let database = Database {
+            redb,
+            epoch,
+            history: Mutex::new(History::new(revision)),
+            placed: Mutex::default(),
+            unsettled: AtomicBool::new(false),
+            seal: Seal::new(key)?,
+        };
+        for pod in database.list("Pod", None)?.items {
+            let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default().to_owned();
+            database.placed().note(&Key::new("Pod", &text("namespace"), &text("name")), Some(&pod));
+        }
+        Ok(database)
     }
 
     /// Runs one write transaction; it is rolled back when `work` fails.
@@ -76,19 +94,6 @@ impl Database {
         })
     }
 
-    /// Lists the objects of a kind whose JSON holds a text. Far cheaper than reading all of them where few do.
-    pub(crate) fn list_holding(&self, kind: &str, text: &str) -> Result<Vec<Value>, StoreError> {
-        let read = self.redb.begin_read()?;
-        let mut items = Vec::new();
-        for entry in read.open_table(OBJECTS)?.range(range(kind, None))? {
-            let (key, bytes) = entry?;
-            if std::str::from_utf8(bytes.value()).is_ok_and(|json| json.contains(text)) {
-                items.push(self.decode(key.value(), bytes.value())?);
-            }
-        }
-        Ok(items)
-    }
-
     fn encode(&self, key: &Key, object: &Value) -> Result<Vec<u8>, StoreError> {
         let bytes = object.to_string().into_bytes();
         if is_sealed(&key.kind) { self.seal.seal(key, bytes) } else { Ok(bytes) }
@@ -101,6 +106,28 @@ impl Database {
             .map_err(|error| StoreError::Damaged { what: key.to_string(), reason: error.to_string() })
     }
 
+    fn placed(&self) -> std::sync::MutexGuard<'_, Placed> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pods of a node.
+    pub(crate) fn pods_of(&self, node: &str) -> Result<Vec<(Key, Value)>, StoreError> {
+        let keys = self.placed().of(node);
+        let mut pods = Vec::new();
+        for key in keys {
+            pods.extend(self.get(&key)?.map(|pod| (key, pod)));
+        }
+        Ok(pods)
+    }
+
+    /// Makes durable what is not yet.
+    pub(crate) fn settle(&self) -> Result<(), StoreError> {
+        if self.unsettled.swap(false, Ordering::Relaxed) {
+            on_disk(|| self.redb.begin_write()?.commit().map_err(StoreError::from))?;
+        }
+        Ok(())
+    }
+
     /// Runs one change of objects and publishes it in the order of commits.
     fn change(
         &self,
@@ -108,11 +135,18 @@ impl Database {
     ) -> Result<Value, StoreError> {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         on_disk(|| {
-            let write = self.redb.begin_write()?;
+            let mut write = self.redb.begin_write()?;
             let (value, change) = work(&write)?;
             match change {
                 Some(change) => {
+                    // Its device tells a status again, and a thousand a second must not wait for the disk one by one.
+                    let soft = change.action == Action::Modified && !change.beyond_status;
+                    if soft && write.set_durability(Durability::None).is_ok() {
+                        self.unsettled.store(true, Ordering::Relaxed);
+                    }
                     write.commit()?;
+                    let object = (change.action != Action::Deleted).then_some(change.object.as_ref());
+                    self.placed().note(&change.key, object);
                     history.publish(change);
                 }
                 // An empty commit would still wait for the disk: a fleet that comes back reports much that is known.
@@ -121,6 +155,17 @@ impl Database {
             Ok(value)
         })
     }
+}
+
+/// Leaves out numbers that an earlier process may have given out and not made durable: a watcher that saw one must not
+/// take something else for it.
+fn skip_revisions(write: &WriteTransaction) -> Result<u64, StoreError> {
+    /// More than are given out within a second.
+    const SKIPPED: u64 = 1 << 20;
+    let mut meta = write.open_table(META)?;
+    let Some(revision) = meta.get(REVISION)?.map(|value| value.value()) else { return Ok(0) };
+    meta.insert(REVISION, revision + SKIPPED)?;
+    Ok(revision + SKIPPED)
 }
 
 /// Counts the revision up.
@@ -286,15 +331,24 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_found_by_a_text_that_they_hold() {
-        let (_folder, store) = open();
+    fn pods_of_a_node_are_found_also_by_a_later_process() {
+        let (folder, store) = open();
         for (name, node) in [("a", "kiln-7"), ("b", "kiln-70"), ("c", "kiln-7")] {
-            let object = json!({"metadata": {"name": name}, "spec": {"nodeName": node}});
+            let object = json!({"metadata": {"name": name, "namespace": "default"}, "spec": {"nodeName": node}});
             store.put(&Key::new("Pod", "default", name), object, Guard::Absent).unwrap();
         }
-        let found = store.list_holding("Pod", "\"nodeName\":\"kiln-7\"").unwrap();
-        let names: Vec<_> = found.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["a", "c"]);
+        let names = |store: &Database| -> Vec<String> {
+            store.pods_of("kiln-7").unwrap().into_iter().map(|(key, _)| key.name).collect()
+        };
+        assert_eq!(names(&store), ["a", "c"]);
+        store.remove(&Key::new("Pod", "default", "a")).unwrap();
+        assert_eq!(names(&store), ["c"]);
+        update(&store, &Key::new("Pod", "default", "c"), |pod| pod["status"] = json!({"phase": "Running"})).unwrap();
+        store.settle().unwrap();
+        drop(store);
+        let store = Database::open(&folder.path().join("store.redb"), &[7; 32]).unwrap();
+        assert_eq!(names(&store), ["c"]);
+        assert_eq!(store.pods_of("kiln-7").unwrap()[0].1["status"]["phase"], "Running");
     }
 
     #[test]
@@ -339,7 +393,9 @@ mod tests {
         let (key, object) = pod("a");
         Database::open(&path, &[7; 32]).unwrap().put(&key, object, Guard::Absent).unwrap();
         let store = Database::open(&path, &[7; 32]).unwrap();
-        assert_eq!(store.watch(Some(0)).err(), Some(Expired));
-        assert!(store.watch(Some(1)).is_ok());
+        // Number 1, and what may have followed it without becoming durable.
+        assert_eq!(store.watch(Some(1)).err(), Some(Expired));
+        assert_eq!(store.watch(Some(1000)).err(), Some(Expired));
+        assert!(store.watch(Some(store.list("Pod", None).unwrap().revision)).is_ok());
     }
 }

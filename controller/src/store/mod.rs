@@ -1,13 +1,15 @@
 //! The controller's durable memory: generic objects with resource versions and watches, and the small typed
 //! tables beside them (keys, tokens, manifests, tags).
 //!
-//! It owns consistency: every change is one durable transaction, and changes are published in the order in
-//! which they were committed. It knows no Kubernetes kind and must not decide anything.
+//! It owns consistency: every change is one transaction, and changes are published in the order in which they were
+//! committed. A change of nothing but a status is durable within a second, every other one at once. It knows no Kubernetes kind and must not decide anything.
 
 mod database;
 mod history;
 mod keys;
 mod manifests;
+mod pending;
+mod placed;
 mod seal;
 mod tags;
 mod tokens;
@@ -22,8 +24,9 @@ use thiserror::Error;
 
 pub(crate) use database::{Database, on_disk};
 pub(crate) use history::{Expired, Watch};
-pub(crate) use keys::{EnrolError, Key32};
+pub(crate) use keys::{EnrolError, Enrolment, Key32};
 pub(crate) use manifests::MAX_REVISION;
+pub(crate) use pending::{ConsentError, Waiting};
 pub(crate) use tokens::TokenRecord;
 pub(crate) use users::UserRecord;
 

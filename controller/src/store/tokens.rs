@@ -1,6 +1,8 @@
 //! Join tokens: only the SHA-256 of a secret is kept, with when it expires and how many devices it may still let
 //! in. A use is counted in the same transaction that enrols the key.
 
+use std::collections::BTreeMap;
+
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -24,6 +26,15 @@ pub(crate) struct TokenRecord {
     pub(crate) uses: u32,
     /// How many it may still let in.
     pub(crate) uses_left: u32,
+    /// Labels that a device's node gets.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// A device waits for an operator's consent.
+    #[serde(default)]
+    pub(crate) approve: bool,
+    /// It lets nobody in any more.
+    #[serde(default)]
+    pub(crate) revoked: bool,
 }
 
 /// Why a token lets nobody in.
@@ -35,6 +46,9 @@ pub(crate) enum TokenError {
     /// Its time is over.
     #[error("the join token {0} has expired: create another with `skeg token create`")]
     Expired(String),
+    /// An operator took it back.
+    #[error("the join token {0} was revoked: create another with `skeg token create`")]
+    Revoked(String),
     /// Every use was made.
     #[error("the join token {0} was used already: create another with `skeg token create`")]
     Used(String),
@@ -55,11 +69,18 @@ fn encode(record: &TokenRecord) -> Vec<u8> {
 }
 
 /// Counts one use of the token with this hash, within the caller's transaction.
-pub(super) fn spend(write: &WriteTransaction, hash: &[u8; 32], now: i64) -> Result<Result<(), TokenError>, StoreError> {
+pub(super) fn spend(
+    write: &WriteTransaction,
+    hash: &[u8; 32],
+    now: i64,
+) -> Result<Result<TokenRecord, TokenError>, StoreError> {
     let mut table = write.open_table(TOKENS)?;
     let Some(mut record) = table.get(hash)?.map(|bytes| decode(bytes.value())).transpose()? else {
         return Ok(Err(TokenError::Unknown));
     };
+    if record.revoked {
+        return Ok(Err(TokenError::Revoked(record.id)));
+    }
     if record.uses_left == 0 {
         return Ok(Err(TokenError::Used(record.id)));
     }
@@ -68,7 +89,7 @@ pub(super) fn spend(write: &WriteTransaction, hash: &[u8; 32], now: i64) -> Resu
     }
     record.uses_left -= 1;
     table.insert(hash, encode(&record).as_slice())?;
-    Ok(Ok(()))
+    Ok(Ok(record))
 }
 
 impl Database {
@@ -80,6 +101,24 @@ impl Database {
             let oldest = record.created - KEPT_SECONDS;
             table.retain(|_, bytes| decode(bytes).is_ok_and(|record| record.expires > oldest))?;
             Ok(())
+        })
+    }
+
+    /// Takes back a token; says whether there is one with this id.
+    pub(crate) fn revoke_token(&self, id: &str) -> Result<bool, StoreError> {
+        self.write(|write| {
+            let mut table = write.open_table(TOKENS)?;
+            let mut found = None;
+            for entry in table.iter()? {
+                let (hash, bytes) = entry?;
+                let record = decode(bytes.value())?;
+                if record.id == id {
+                    found = Some((*hash.value(), TokenRecord { revoked: true, ..record }));
+                }
+            }
+            let Some((hash, record)) = found else { return Ok(false) };
+            table.insert(&hash, encode(&record).as_slice())?;
+            Ok(true)
         })
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
-use skeg_protocol::manifest::{Container, CronJob, Data, Image, Job, Manifest, Network, Pod, Service};
+use skeg_protocol::manifest::{Container, CronJob, Data, Job, Manifest, Network, Pod, Service};
 use skeg_protocol::{Invalid, Uid};
 
 /// Everything that documents ask one device for.
@@ -34,16 +34,25 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    fn containers_mut(&mut self) -> impl Iterator<Item = &mut Container> {
+    /// Every container, for its image to be told what its reference means.
+    pub fn containers_mut(&mut self) -> impl Iterator<Item = &mut Container> {
         let templates = self.jobs.iter_mut().map(|job| job.template.as_mut());
         let returning = self.cron_jobs.iter_mut().map(|job| job.job.template.as_mut());
         let pods = self.pods.iter_mut().chain(templates).chain(returning);
         pods.flat_map(|pod| pod.init_containers.iter_mut().chain(&mut pod.containers))
     }
 
-    /// Every image that is named, to be told what its reference means.
-    pub fn images_mut(&mut self) -> impl Iterator<Item = &mut Image> {
-        self.containers_mut().map(|container| &mut container.image)
+    /// Puts another bundle beside this one.
+    pub fn extend(&mut self, other: Bundle) {
+        self.pods.extend(other.pods);
+        self.data.extend(other.data);
+        self.services.extend(other.services);
+        self.networks.extend(other.networks);
+        self.jobs.extend(other.jobs);
+        self.cron_jobs.extend(other.cron_jobs);
+        self.ask_anew.extend(other.ask_anew);
+        self.folders.extend(other.folders);
+        self.notes.extend(other.notes);
     }
 
     /// Gives every pod and job its uid and puts all in order. To be called when the images have their digests.

@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: the promises in numbers, measured on this machine beside the goals and, where there
 //! are any, beside peers in the same run. A goal that is missed is shown; only what cannot be measured is a failure.
 
+mod controller;
 mod memory;
 pub(crate) mod pull;
 mod report;
@@ -32,6 +33,10 @@ pub(crate) enum Name {
     Size,
     /// Memory of init and agent, idle and with 20 pods.
     Memory,
+    /// Memory, processor time and reconnects of 10,000 devices on one controller.
+    Fleet,
+    /// Bytes of one device on the wire.
+    Link,
     /// Pull and unpack of an image, beside podman, containerd and skopeo.
     Pull,
 }
@@ -43,6 +48,8 @@ pub(crate) fn run(name: Name, json: bool) -> Result<ExitCode> {
         Name::Start => start::run(&mut ui, json)?,
         Name::Pull => pull::run(&mut ui, json)?,
         Name::Size => Done::Figures(size::run(&mut ui)?),
+        Name::Fleet => Done::Figures(controller::fleet(&mut ui)?),
+        Name::Link => Done::Figures(controller::link(&mut ui)?),
         Name::Memory => Done::Figures(memory::run(&mut ui)?),
     };
     let figures = match done {

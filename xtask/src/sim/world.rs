@@ -311,6 +311,11 @@ impl World {
         let Some(far) = &mut self.links[index].far else { return };
         let (held, Ok(newest), Ok(known)) = (hello.held, shelf.newest(), shelf.knows(&hello.held));
         assert!(!known || held.revision <= newest.revision, "a controller forgot what it made");
+        if !known && held.digest == newest.digest {
+            // What the device holds is what the controller wants, whoever made it.
+            let made = shelf.take_over(held, self.controller.epoch);
+            self.truth.insert((device, made.epoch, made.revision), made);
+        }
         let welcome = Welcome { version: 1, heartbeat_seconds: HEARTBEAT, time: 0, retry_seconds: 5 };
         far.connection.welcome(welcome).unwrap_or_else(|error| panic!("{error}"));
         far.offer = Some(Offer::new(held, hello.partial));
@@ -529,7 +534,9 @@ impl World {
             let ours = self.controller.shelves[index].history.contains(&(device.held().epoch, device.held().revision));
             assert!(!ours, "device {index} is left alone without reason");
         } else {
-            assert_eq!(device.held(), newest, "device {index} did not come to the newest manifest");
+            // Two controllers may have made the same under the same number.
+            let (held, wanted) = (device.held(), (newest.revision, newest.digest));
+            assert_eq!((held.revision, held.digest), wanted, "device {index} did not come to the newest manifest");
         }
         assert_eq!(self.controller.seen[index], device.pods, "the status of device {index} did not come through");
     }
