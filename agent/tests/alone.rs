@@ -120,6 +120,10 @@ fn projects_are_brought_up_followed_and_survive() {
     let refused = device.skegd(&["up", "-f", &wrong]);
     assert!(!refused.status.success());
     assert!(err(&refused).contains("services.web.restart: \"sometimes\" must be no, always"), "{}", err(&refused));
+    let job = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: once}\nspec: {template: {spec: {restartPolicy: Never, \
+        containers: [{name: a, image: 'hello:1'}]}}}\n";
+    let refused = device.skegd(&["up", "-f", &write("job.yaml", job)]);
+    assert!(err(&refused).contains("Job default/once: this device does not run jobs yet"), "{}", err(&refused));
     let clash = write("clash.yml", &COMPOSE.replace("name: shop", "name: shop2"));
     let gone = write("gone.yml", &COMPOSE.replace("hello:1", "nobody.invalid/none:1"));
     let refused = device.skegd(&["up", "-f", &gone]);

@@ -66,6 +66,11 @@ async fn apply(agent: &Rc<Agent>, name: &Label, manifest: Manifest) -> Result<Va
         return Err(format!("the project's name {name:?} must be a DNS label"));
     }
     manifest.validate().map_err(|invalid| invalid.to_string())?;
+    let jobs = manifest.jobs.iter().map(|job| ("Job", &job.namespace, &job.name));
+    let jobs = jobs.chain(manifest.cron_jobs.iter().map(|job| ("CronJob", &job.namespace, &job.name)));
+    if let Some((kind, namespace, name)) = jobs.into_iter().next() {
+        return Err(format!("{kind} {namespace}/{name}: this device does not run jobs yet"));
+    }
     let project = Project { manifest, ..Project::default() };
     let mut all = agent.projects.borrow().all().clone();
     all.insert(name.clone(), project.clone());

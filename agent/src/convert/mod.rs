@@ -3,6 +3,7 @@
 //! It reads the image's passwd and group files and looks at host paths; it changes nothing and starts nothing.
 //! Every error names the field of the pod, as Kubernetes writes it, or of the image.
 
+mod beyond;
 mod env;
 mod resources;
 pub(crate) mod users;
@@ -109,6 +110,7 @@ pub struct SubPath {
 /// # Errors
 /// The field that can't be satisfied, and why.
 pub fn spec(inputs: &Inputs<'_>) -> Result<Converted, ConvertError> {
+    beyond::check(inputs.pod, inputs.container)?;
     let mut spec = skeg_runtime::default_spec();
     let mut process = spec.process().clone().unwrap_or_default();
     let variables = env::own(inputs.pod, inputs.container, inputs.facts)?;

@@ -90,6 +90,19 @@ pub(super) fn identify(target: &Target, object: &mut Value) -> Result<(), ApiErr
     Ok(())
 }
 
+/// Takes out what is null: to Kubernetes' typed objects that is the same as not there, and two objects that differ in it
+/// are equal.
+pub(super) fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 /// Checks the fields of an object as the client asks for it: `Strict`, `Warn` (the default) or `Ignore`.
 pub(super) fn validate(
     target: &Target,
@@ -127,4 +140,16 @@ pub(super) fn delete_options(headers: &HeaderMap, body: &Bytes) -> Result<Value,
         return Ok(Value::Null);
     }
     decode(headers, body, Type::named("meta.v1.DeleteOptions"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_the_same_as_not_there() {
+        let mut object = json!({"metadata": {"creationTimestamp": null, "name": "a"}, "list": [{"x": null}, {"y": 1}]});
+        drop_nulls(&mut object);
+        assert_eq!(object, json!({"metadata": {"name": "a"}, "list": [{}, {"y": 1}]}));
+    }
 }

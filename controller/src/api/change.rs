@@ -10,7 +10,7 @@ use super::schema::Type;
 use super::{ApiError, admit, authorize, body, create, patch};
 use crate::store::{Guard, Store, StoreError, revision_of};
 
-/// How often a patch is repeated on the newest state when others are quicker.
+/// How often a change is tried on the newest state when others are quicker.
 const TRIES: usize = 8;
 /// Metadata that a client does not change.
 const KEPT: [&str; 6] =
@@ -24,8 +24,22 @@ pub(super) fn replace(ask: &Ask, name: &str, object: Value) -> Result<Value, Api
             object["metadata"]["name"].as_str().unwrap_or_default()
         )));
     }
-    let old = ask.get(name)?;
-    write(ask, name, &old, object, true)
+    if object["metadata"]["resourceVersion"].as_str().is_some_and(|text| !text.is_empty()) {
+        return write(ask, name, &ask.get(name)?, object, true);
+    }
+    // Who names no version wants it whatever there is.
+    repeated(|| write(ask, name, &ask.get(name)?, object.clone(), true))
+}
+
+/// Does something again when somebody else was quicker.
+pub(super) fn repeated<T>(mut work: impl FnMut() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    for _ in 1..TRIES {
+        match work() {
+            Err(error) if error.is_conflict() => {}
+            other => return other,
+        }
+    }
+    work()
 }
 
 /// Patches an object. An apply makes it where there is none.
@@ -106,6 +120,7 @@ fn applied(ask: &mut Ask, name: &str, live: Option<&Value>) -> Result<Value, Api
 /// are is not known yet.
 fn write(ask: &Ask, name: &str, old: &Value, mut object: Value, track: bool) -> Result<Value, ApiError> {
     let (kind, key) = (ask.target.kind, ask.key(name));
+    body::drop_nulls(&mut object);
     let guard = match object["metadata"]["resourceVersion"].as_str().filter(|text| !text.is_empty()) {
         Some(text) => text.parse().map_err(|_| {
             let problem = format!("Invalid value: {text:?}: must be a number");

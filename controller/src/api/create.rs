@@ -9,7 +9,7 @@ use super::error::Cause;
 use super::kinds::Form;
 use super::objects::Ask;
 use super::schema::Type;
-use super::{ApiError, admit, authorize, patch};
+use super::{ApiError, admit, authorize, body, patch};
 use crate::app::App;
 use crate::store::{Guard, Key, Store};
 use crate::time;
@@ -34,6 +34,7 @@ const GIVEN: [&str; 7] = [
 /// Makes an object that a client sent.
 pub(super) fn create(ask: &Ask, mut object: Value) -> Result<Value, ApiError> {
     let kind = ask.target.kind;
+    body::drop_nulls(&mut object);
     if kind.kind == "Node" {
         return Err(ApiError::bad_request("a node is made when a device enrols: see `skeg token create`"));
     }

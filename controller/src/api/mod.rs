@@ -57,6 +57,13 @@ pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
 /// Builds everything that people and their tools may call: the API and the registry.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let api = Router::new()
+        // Some clients write these with a slash at the end.
+        .route("/version/", get(discovery::version))
+        .route("/api/", get(discovery::api))
+        .route("/apis/", get(discovery::apis))
+        .route("/api/v1/", get(discovery::core))
+        .route("/apis/{group}/", get(discovery::group))
+        .route("/apis/{group}/{version}/", get(discovery::group_version))
         .route("/version", get(discovery::version))
         .route("/api", get(discovery::api))
         .route("/apis", get(discovery::apis))

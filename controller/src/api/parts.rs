@@ -4,6 +4,7 @@ use axum::response::Response;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::change::repeated;
 use super::error::Cause;
 use super::objects::Ask;
 use super::respond::answer;
@@ -20,23 +21,25 @@ pub(super) fn serve(ask: &mut Ask, method: &Method, name: &str) -> Result<Respon
             let wanted = ask.object()?;
             rescale(ask, name, &ask.get(name)?, &wanted)
         }
-        (&Method::PATCH, "scale") => {
-            let object = ask.get(name)?;
-            let mut wanted = scale_of(&object);
-            match patch::Form::of(body::media_type(&ask.headers))? {
-                patch::Form::Operations => wanted = patch::operate(wanted, &ask.body)?,
-                patch::Form::Merge => patch::merge(&mut wanted, &patch::read(&ask.body)?),
-                patch::Form::Strategic | patch::Form::Apply => {
-                    patch::strategic(&mut wanted, &patch::read(&ask.body)?, Type::named("autoscaling.v1.Scale"))?;
-                }
-            }
-            rescale(ask, name, &object, &wanted)
-        }
+        (&Method::PATCH, "scale") => repeated(|| patch_scale(ask, name)),
         (&Method::POST, "binding") => bind(ask, name),
         (&Method::POST, "eviction") => evict(ask, name),
         (&Method::POST, "token") => users::service_account_token(ask, name),
         _ => Err(ApiError::method()),
     }
+}
+
+fn patch_scale(ask: &Ask, name: &str) -> Result<Response, ApiError> {
+    let object = ask.get(name)?;
+    let mut wanted = scale_of(&object);
+    match patch::Form::of(body::media_type(&ask.headers))? {
+        patch::Form::Operations => wanted = patch::operate(wanted, &ask.body)?,
+        patch::Form::Merge => patch::merge(&mut wanted, &patch::read(&ask.body)?),
+        patch::Form::Strategic | patch::Form::Apply => {
+            patch::strategic(&mut wanted, &patch::read(&ask.body)?, Type::named("autoscaling.v1.Scale"))?;
+        }
+    }
+    rescale(ask, name, &object, &wanted)
 }
 
 fn scale_of(object: &Value) -> Value {
