@@ -29,6 +29,7 @@ use crate::core::{
 use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
+use crate::network::{self, Networks};
 use crate::peer::Stream;
 use crate::{appliance, eviction, link, local, streams};
 
@@ -69,6 +70,15 @@ pub struct Agent {
 impl Agent {
     /// Takes an event and has its actions done. Only for the loop and what comes before it.
     fn step(&self, event: Event) {
+        if let Event::Manifest { manifest, .. } = &event {
+            self.host.networks.want(manifest);
+            let networks = Arc::clone(&self.host.networks);
+            drop(spawn_blocking(move || {
+                // A failure is said in the log.
+                networks.settle().ok();
+                networks.sweep();
+            }));
+        }
         let freed = matches!(event, Event::PodRemoved(_));
         let matters = freed || matches!(event, Event::Manifest { .. });
         if let Event::PodRemoved(uid) = &event {
@@ -87,6 +97,7 @@ impl Agent {
         if freed {
             self.collect_images();
         }
+        self.tell_networks();
         self.changed.send_if_modified(|told| std::mem::replace(told, version) != version);
     }
 
@@ -112,6 +123,17 @@ impl Agent {
             }
             Order::Tell(happening) => log::info!("{happening}"),
             Order::Judge(verdict) => log::warn!("revision {}: {:?}", verdict.revision, verdict.result),
+        }
+    }
+
+    /// Tells the networks which pods may get connections.
+    fn tell_networks(&self) {
+        let pods = self.pods();
+        let ready = pods.iter().filter(|pod| network::receives(pod)).map(|pod| pod.uid);
+        if self.host.networks.observe(ready.collect()) {
+            let networks = Arc::clone(&self.host.networks);
+            // A failure is said in the log.
+            drop(spawn_blocking(move || networks.settle().ok()));
         }
     }
 
@@ -288,11 +310,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let manifest = agent.host.journal.manifest();
     agent.held.replace(manifest);
     let manifest = agent.wanted();
+    // Pods of the revision before may still be there, in its networks.
+    agent.host.networks.want(&agent.host.journal.previous_manifest());
+    agent.host.networks.want(&manifest);
     agent.host.data.send_replace(Arc::new(manifest.data.clone()));
     // Of the program before this one; who uses it keeps it.
     remove_file(&agent.host.folders.init());
     reserve(&agent.host);
     take_over(&agent, held).await?;
+    drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
     agent.step(Event::Manifest { manifest: Arc::new(manifest), trial: None });
     let volumes = agent.host.folders.persistent();
     drop(spawn_blocking(move || volumes.sweep()));
@@ -338,6 +364,8 @@ async fn turn(
         }
         if agent.node.borrow().halted() {
             log::info!("every pod has stopped");
+            let networks = Arc::clone(&agent.host.networks);
+            spawn_blocking(move || networks.close()).await.context("taking the networks down")?;
             remove_parent_cgroup(&agent.host.config.cgroup);
             return Ok(());
         }
@@ -374,6 +402,7 @@ fn make_host(
         data: watch::Sender::default(),
         device: Arc::new(crate::volumes::device(&folders)),
         scratch: Scratch::new(config.logs.limits()).context("making the logs' buffers")?,
+        networks: Arc::new(Networks::open(&config.network, folders.pods()).context("setting up the networks of pods")?),
         config,
         folders,
         holder,
@@ -440,6 +469,9 @@ async fn take_over(agent: &Rc<Agent>, held: Vec<Held>) -> anyhow::Result<()> {
             }
         }
         adopt(agent, record, &found);
+        if running {
+            host.networks.expect(uid);
+        }
         let worker = Worker::spawn(Rc::clone(host), pod, network, running);
         for Key { container, attempt, .. } in ended {
             // The worker waits for what it is told.

@@ -3,7 +3,7 @@
 //! Owns the words of the file. It reads files and nothing else: it starts nothing and changes nothing.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub struct Config {
     pub images: Images,
     /// How much containers may log.
     pub logs: Logs,
+    /// Addresses of pods and services.
+    pub network: PodNetwork,
     /// What to set up when `skegd` is the first process of a board.
     pub appliance: Option<Appliance>,
 }
@@ -62,6 +64,7 @@ impl Default for Config {
             docker_config: None,
             images: Images::default(),
             logs: Logs::default(),
+            network: PodNetwork::default(),
             appliance: None,
         }
     }
@@ -204,6 +207,35 @@ impl Registry {
     }
 }
 
+/// Addresses of pods and services: ranges that nobody else uses on the networks that the device can reach.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodNetwork {
+    /// At least a /18: pods, services and networks with names share it.
+    pub ipv4: Prefix,
+    /// The first address of a /48.
+    pub ipv6: Ipv6Addr,
+}
+
+impl Default for PodNetwork {
+    fn default() -> Self {
+        let ipv4 = Prefix { address: Ipv4Addr::new(10, 223, 0, 0), length: 16 };
+        PodNetwork { ipv4, ipv6: Ipv6Addr::new(0xfd73, 0x6b65, 0x6700, 0, 0, 0, 0, 0) }
+    }
+}
+
+impl PodNetwork {
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let Prefix { address, length } = self.ipv4;
+        let host_bits = u32::MAX.checked_shr(length.into()).unwrap_or(0);
+        if !(8..=18).contains(&length) || u32::from(address) & host_bits != 0 {
+            return Some(("network.ipv4", format!("{address}/{length} is not the first address of a /8 to /18")));
+        }
+        let below = u128::from(self.ipv6) << 48 != 0;
+        below.then(|| ("network.ipv6", format!("{} is not the first address of a /48", self.ipv6)))
+    }
+}
+
 /// What the first process of a board sets up before it starts the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -256,6 +288,12 @@ pub struct Prefix {
     pub address: Ipv4Addr,
     /// Bits of the network, 0 to 32.
     pub length: u8,
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
 }
 
 impl TryFrom<String> for Prefix {
@@ -392,6 +430,9 @@ impl Config {
         if let Some(problem) = self.registry.iter().find_map(Registry::problem) {
             return Some(("registry", problem));
         }
+        if let Some(problem) = self.network.problem() {
+            return Some(problem);
+        }
         let modules = self.appliance.iter().flat_map(|appliance| &appliance.modules);
         if let Some(name) = modules.into_iter().find(|name| name.is_empty() || name.contains(['/', '\0'])) {
             return Some(("appliance.modules", format!("{name:?} is not the name of a module")));
@@ -489,6 +530,9 @@ mod tests {
             ("[images]\nlow_percent = 90", "images.low_percent"),
             ("[[registry]]\nhost = 'a.lan'\nmirrors = ['b']", "registry of \"a.lan\" has the mirror \"b\""),
             ("[[registry]]\nhost = 'a.lan'\nplain_http = true\nca_file = '/x'", "has both plain_http and ca_file"),
+            ("[network]\nipv4 = '10.223.0.0/19'", "network.ipv4"),
+            ("[network]\nipv4 = '10.223.1.0/16'", "network.ipv4"),
+            ("[network]\nipv6 = 'fd00::1'", "network.ipv6"),
             ("[appliance]\nmodules = ['../evil']", "appliance.modules"),
             ("[appliance]\nnetwork = { address = '10.0.2.15/33' }", "network"),
         ] {

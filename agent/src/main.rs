@@ -26,6 +26,8 @@ mod link;
 mod local;
 #[allow(dead_code)]
 pub mod logs;
+mod netlink;
+mod network;
 mod oci;
 mod peer;
 mod ports;

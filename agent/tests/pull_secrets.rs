@@ -32,6 +32,7 @@ fn locked(folder: &Path) -> Result<RealRegistry, String> {
     fs::write(path("cert.pem"), made.cert.pem()).unwrap();
     fs::write(path("key.pem"), made.signing_key.serialize_pem()).unwrap();
     fs::write(path("htpasswd"), HTPASSWD).unwrap();
+    support::own_network();
     RealRegistry::start(&format!(
         "  tls:\n    certificate: {}\n    key: {}\nauth:\n  htpasswd:\n    realm: test\n    path: {}\n",
         path("cert.pem"),

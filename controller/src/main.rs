@@ -60,6 +60,8 @@ enum Command {
     Logs(commands::logs::Logs),
     /// Make and list join tokens for devices
     Token(commands::token::Token),
+    /// Make a token for a person and print the kubeconfig that holds it
+    Kubeconfig(commands::user::Kubeconfig),
     /// Decide about devices
     Node(commands::node::Node),
     /// Measure what a controller costs
@@ -98,6 +100,7 @@ fn run(cli: &Cli) -> Result<()> {
             Command::Delete(options) => commands::delete::run(&client, options).await,
             Command::Logs(options) => commands::logs::run(&client, options).await,
             Command::Token(options) => commands::token::run(&client, options).await,
+            Command::Kubeconfig(options) => commands::user::run(&client, options).await,
             Command::Node(options) => commands::node::run(&client, options).await,
         }
     })

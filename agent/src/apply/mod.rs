@@ -32,7 +32,7 @@ use crate::core::{Action, ContainerEvent, Event, HookKind, Known, NotStarted, Po
 use crate::hold::Holder;
 use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
-use crate::ports::Published;
+use crate::network::Networks;
 use crate::volumes::facts::{Device, Facts};
 use crate::volumes::{self, Place};
 
@@ -138,6 +138,8 @@ pub struct Host {
     pub journal: Journal,
     /// Whose ids are whose, where pods can have users of their own.
     pub ranges: Option<Ranges>,
+    /// The pods' networks.
+    pub networks: Arc<Networks>,
     /// Init's memory.
     pub holder: Holder,
     /// Images.
@@ -163,7 +165,7 @@ impl Host {
     /// What a pod may be told.
     pub fn facts(&self, pod: &Pod) -> Facts {
         let host_addresses = volumes::host_addresses();
-        let addresses = if pod.host_network { host_addresses.clone() } else { Vec::new() };
+        let addresses = if pod.host_network { host_addresses.clone() } else { self.networks.ips(pod.uid) };
         let (data, device) = (Arc::clone(&self.data.borrow()), Arc::clone(&self.device));
         Facts { data, device, host_addresses, addresses, forgiving: false }
     }
@@ -219,8 +221,6 @@ struct Prepared {
     users: Option<Users>,
     /// Where its volumes lie.
     volumes: BTreeMap<Label, Place>,
-    /// Kept for their drop.
-    _published: Published,
 }
 
 /// Does one pod's actions.
@@ -302,7 +302,7 @@ impl Worker {
             Step::Probe(attempt, kind) => self.probe(name, attempt, kind),
             Step::Hook(attempt, hook, limit) => self.hook(name, attempt, hook, limit),
             Step::Note(attempt, known) => self.note(name, attempt, known).await,
-            Step::Signal(attempt) => self.signal(name, attempt),
+            Step::Signal(attempt) => self.signal(name, attempt).await,
             Step::Kill(attempt) => self.kill(name, attempt).await,
             Step::Finish(attempt) => self.finish(name, attempt).await,
             // Turned into `Order::Tell` by the core.
@@ -400,7 +400,12 @@ impl Worker {
         });
     }
 
-    fn signal(&self, name: &Label, attempt: u32) {
+    async fn signal(&self, name: &Label, attempt: u32) {
+        // What ends gets no new connection any more.
+        let (networks, uid) = (Arc::clone(&self.host.networks), self.pod.uid);
+        if let Err(error) = spawn_blocking(move || networks.drain(uid)).await {
+            log::error!("taking pod {uid} out of its services: {error}");
+        }
         let key = self.key(name, attempt);
         let Some(live) = self.host.live.borrow().get(&key).cloned() else { return };
         let container = self.pod.container(name);
@@ -456,12 +461,13 @@ impl Worker {
     async fn prepare(&mut self) -> Result<(), NotStarted> {
         if self.prepared.is_none() {
             let network = self.prepare_network().await?;
-            let published = match &network {
-                Some(network) => crate::ports::publish(&self.pod, network)
-                    .await
-                    .map_err(|error| NotStarted::NotCreated { reason: "HostPortConflict", message: chain(&error) })?,
-                None => Published::default(),
-            };
+            let (networks, pod, namespace) = (Arc::clone(&self.host.networks), Arc::clone(&self.pod), network.clone());
+            let plugged =
+                spawn_blocking(move || networks.plug(&pod, namespace.as_ref().map(|network| network.as_fd())));
+            plugged
+                .await
+                .map_err(|error| not_created(&error))?
+                .map_err(|error| NotStarted::NotCreated { reason: error.reason(), message: chain(&error) })?;
             let users = match &network {
                 Some(network) => self.users(network).await?,
                 None => None,
@@ -476,7 +482,7 @@ impl Worker {
                 Ok(volumes)
             });
             let volumes = volumes.await.map_err(|error| not_created(&error))??;
-            self.prepared = Some(Prepared { network, users, volumes, _published: published });
+            self.prepared = Some(Prepared { network, users, volumes });
         }
         Ok(())
     }
@@ -532,7 +538,9 @@ impl Worker {
         let (host, pod) = (Rc::clone(&self.host), Arc::clone(&self.pod));
         let (folders, journal, cgroup) =
             (host.folders.clone(), host.journal.clone(), format!("{}/{}", host.config.cgroup, pod.uid));
+        let networks = Arc::clone(&host.networks);
         let removed = spawn_blocking(move || {
+            networks.unplug(pod.uid, keep);
             folders.release(&pod);
             if let Ok(found) = cgroups::open(&cgroup)
                 && let Err(error) = found.remove()

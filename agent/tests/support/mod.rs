@@ -15,6 +15,16 @@ use skeg_protocol::{Container, ContainerState, Digest, Pod, PodStatus, Uid};
 
 const SKEGD: &str = env!("CARGO_BIN_EXE_skegd");
 
+/// Gives this test a network of its own, once: a device owns its network's bridges and packet rules, and there is one
+/// device for each. Whatever the test starts afterwards is in it.
+pub fn own_network() {
+    thread_local!(static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+    if !DONE.replace(true) {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        assert!(Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status().unwrap().success());
+    }
+}
+
 /// One device.
 pub struct Device {
     pub controller: Controller,
@@ -33,6 +43,7 @@ impl Device {
 
     /// The same, with more in its configuration.
     pub fn start_with(name: &str, more: &str) -> Device {
+        own_network();
         let (image, served) = image::make();
         let controller = Controller::start(served);
         let folder = tempfile::Builder::new().prefix("skeg-agent-").tempdir().unwrap();

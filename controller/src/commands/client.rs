@@ -56,6 +56,11 @@ impl Client {
         Ok(Client { access, connector: TlsConnector::from(Arc::new(config)) })
     }
 
+    /// The controller's URL and its CA as PEM.
+    pub(super) fn place(&self) -> (&str, &str) {
+        (&self.access.server, &self.access.ca)
+    }
+
     /// The same controller, asked as somebody else.
     #[cfg(test)]
     pub(crate) fn with_token(&self, token: &str) -> Client {

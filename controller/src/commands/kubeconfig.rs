@@ -20,13 +20,15 @@ pub(super) struct Access {
     pub(super) namespace: Option<String>,
 }
 
-/// Writes a kubeconfig.
-pub(super) fn render(server: &str, ca_pem: &str, token: &str) -> String {
+/// Writes a user's kubeconfig.
+pub(super) fn render(server: &str, ca_pem: &str, user: &str, token: &str) -> String {
     let ca = STANDARD.encode(ca_pem);
+    // A JSON text is a YAML text, whatever the name holds.
+    let user = serde_json::Value::from(user);
     format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: skeg\n  cluster:\n    server: {server}\n    \
-         certificate-authority-data: {ca}\nusers:\n- name: admin\n  user:\n    token: {token}\ncontexts:\n\
-         - name: skeg\n  context:\n    cluster: skeg\n    user: admin\ncurrent-context: skeg\n"
+         certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    token: {token}\ncontexts:\n\
+         - name: skeg\n  context:\n    cluster: skeg\n    user: {user}\ncurrent-context: skeg\n"
     )
 }
 
@@ -66,7 +68,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), render("https://[::1]:7443", "-----BEGIN", "t0k")).unwrap();
+        std::fs::write(file.path(), render("https://[::1]:7443", "-----BEGIN", "ada: x", "t0k")).unwrap();
         let access = load(file.path()).unwrap();
         let expected = Access {
             server: "https://[::1]:7443".into(),

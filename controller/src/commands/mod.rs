@@ -10,5 +10,6 @@ pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod serve;
 pub(crate) mod token;
+pub(crate) mod user;
 
 pub(crate) use client::{Client, Target};

@@ -83,7 +83,7 @@ pub(crate) async fn prepare(options: &Serve, stopping: watch::Receiver<bool>) ->
         true => format!("https://[{public}]:{}", address.port()),
         false => format!("https://{public}:{}", address.port()),
     };
-    let kubeconfig = kubeconfig::render(&url, &authority.ca_pem, &admin_token);
+    let kubeconfig = kubeconfig::render(&url, &authority.ca_pem, "admin", &admin_token);
     data.write("admin.kubeconfig", kubeconfig.as_bytes())?;
     let (nudge, nudges) = mpsc::unbounded_channel();
     let app = Arc::new(App {

@@ -44,7 +44,7 @@ enum Verb {
 }
 
 /// Reads a length of time such as `90s`, `30m`, `1h`, `7d`.
-fn seconds(text: &str) -> Result<i64> {
+pub(super) fn seconds(text: &str) -> Result<i64> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let factor = match unit {
         "s" | "" => 1,

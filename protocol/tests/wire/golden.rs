@@ -6,8 +6,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use skeg_protocol::codec::{Decoder, encode};
+use skeg_protocol::manifest::Manifest;
+use skeg_protocol::message::Held;
+use skeg_protocol::sync::body;
 
-use crate::samples::messages;
+use crate::samples::{messages, pod};
 
 const HEADER: &str = "# The frame of each sample message: its kind and name, then length (3 bytes, little-endian), kind\n\
                       # (1 byte) and postcard body in hex. Kept by golden.rs.\n";
@@ -54,6 +57,28 @@ fn golden_bytes_decode_to_the_samples() {
         assert_eq!(decoder.next(), Ok(Some(sample)));
     }
     assert_eq!(decoder.next(), Ok(None));
+}
+
+/// The digest of a manifest is over these bytes, at both ends and for years.
+#[test]
+fn the_body_of_a_manifest_is_as_it_was() {
+    let manifest = Manifest { pods: vec![pod()], trial_seconds: 90, ..Manifest::default() };
+    let bytes = body::encode(&manifest).unwrap();
+    let mut text = "# The body of a manifest with the sample pod, in hex. Kept by golden.rs.\n".to_owned();
+    for line in bytes.chunks(48) {
+        let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(text, "{digits}").unwrap();
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/body.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text, kept, "the body has changed: is that meant? See the head of golden.rs");
+    let digits: String = kept.lines().skip(1).collect();
+    let bytes: Vec<u8> =
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect();
+    assert_eq!(body::decode(Held::NOTHING, &bytes), Ok(manifest));
 }
 
 #[test]
