@@ -317,6 +317,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Of the program before this one; who uses it keeps it.
     remove_file(&agent.host.folders.init());
     reserve(&agent.host);
+    let (servers, held) = held.into_iter().partition(|item| item.key.starts_with(network::dns::KEY));
+    let names = network::dns::serve(Arc::clone(&agent.host.networks), agent.host.holder.clone(), servers);
+    drop(spawn_local(names));
     take_over(&agent, held).await?;
     drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
     agent.step(Event::Manifest { manifest: Arc::new(manifest), trial: None });

@@ -352,3 +352,25 @@ fn pods_come_back_without_a_controller() {
     assert_eq!(container["restartCount"], 1, "{json:#}");
     assert!(json["link"].as_str().unwrap().contains("not connected"), "{json:#}");
 }
+
+#[test]
+fn pods_find_each_other_by_name_while_the_agent_is_replaced() {
+    needs_root!();
+    let device = Device::start("names");
+    let pods = vec![device.pod(1, "db", "exec sleep 1000"), device.pod(2, "web", "exec sleep 1000")];
+    device.controller.want(pods);
+    device
+        .controller
+        .wait("both pods to run", |told| [1, 2].iter().all(|number| told.pods.get(&uid(*number)).is_some_and(runs)));
+    let hosts = inside(&device, "db", "cat /etc/hosts");
+    assert!(hosts.contains("10.223.0.") && hosts.contains("\tdb\n"), "{hosts}");
+    let address = hosts.lines().find_map(|line| line.strip_suffix("\tdb").filter(|line| line.contains('.')));
+    let address = address.unwrap_or_else(|| panic!("{hosts}"));
+    let resolver = inside(&device, "web", "cat /etc/resolv.conf");
+    assert!(resolver.starts_with("nameserver 10.223.0.1\nsearch default.svc.cluster.local "), "{resolver}");
+    for _ in 0..3 {
+        let said = inside(&device, "web", "nslookup db 2>&1");
+        assert!(said.contains(address), "{address}: {said}");
+        device.kill_agent();
+    }
+}

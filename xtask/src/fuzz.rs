@@ -17,8 +17,14 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
                      -Ccodegen-units=1 --cfg fuzzing";
 
 /// The targets of the smoke test, each with its number of runs: some seconds.
-const SMOKE: [(&str, u32); 5] =
-    [("decode", 200_000), ("config", 100_000), ("layer", 20_000), ("image", 100_000), ("documents", 20_000)];
+const SMOKE: [(&str, u32); 6] = [
+    ("decode", 200_000),
+    ("config", 100_000),
+    ("layer", 20_000),
+    ("image", 100_000),
+    ("documents", 20_000),
+    ("names", 200_000),
+];
 
 fn folder() -> PathBuf {
     root().join("fuzz")

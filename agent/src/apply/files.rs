@@ -119,32 +119,33 @@ impl Folders {
 
     /// The host name that a pod sees: its own, or the device's on the device's network.
     pub fn hostname<'a>(&'a self, pod: &'a Pod) -> &'a str {
-        let name = if pod.host_network { &self.node_name } else { pod.name.as_str() };
+        let own = pod.hostname.as_ref().map_or(pod.name.as_str(), |name| name.as_str());
+        let name = if pod.host_network { &self.node_name } else { own };
         // HOST_NAME_MAX is 64 with the final NUL; names are ASCII.
         name.get(..63).unwrap_or(name).trim_end_matches(['-', '.'])
     }
 
     /// Makes a pod's folders, volumes and files, and says where each volume lies. `root` is the host's id of the pod's
-    /// root.
+    /// root, `names` its `hosts` and `resolv.conf`.
     ///
     /// # Errors
     /// What could not be made or found.
-    pub fn prepare(&self, pod: &Pod, root: u32, facts: &Facts) -> Result<BTreeMap<Label, Place>, String> {
+    pub fn prepare(
+        &self,
+        pod: &Pod,
+        root: u32,
+        names: [String; 2],
+        facts: &Facts,
+    ) -> Result<BTreeMap<Label, Place>, String> {
         for folder in [self.pod(pod.uid), self.etc(pod.uid)] {
             make_folder(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         }
-        self.write_etc(pod, root)?;
+        self.write_etc(pod, root, names)?;
         volumes::prepare(self, pod, root, facts)
     }
 
-    fn write_etc(&self, pod: &Pod, root: u32) -> Result<(), String> {
-        let name = self.hostname(pod);
-        let resolver = fs::read("/etc/resolv.conf").unwrap_or_default();
-        let hosts = match fs::read("/etc/hosts") {
-            Ok(hosts) if pod.host_network => hosts,
-            _ => format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n").into_bytes(),
-        };
-        let files = [("hosts", hosts), ("hostname", format!("{name}\n").into_bytes()), ("resolv.conf", resolver)];
+    fn write_etc(&self, pod: &Pod, root: u32, [hosts, resolver]: [String; 2]) -> Result<(), String> {
+        let files = [("hosts", hosts), ("hostname", format!("{}\n", self.hostname(pod))), ("resolv.conf", resolver)];
         for (file, content) in files {
             let path = self.etc(pod.uid).join(file);
             // What is there may be mounted in a running container, which may have changed it.

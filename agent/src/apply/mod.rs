@@ -475,9 +475,13 @@ impl Worker {
             let (folders, pod) = (self.host.folders.clone(), Arc::clone(&self.pod));
             let root = users.as_ref().map_or(0, |users| users.root);
             let (facts, cgroup) = (self.host.facts(&pod), format!("{}/{}", self.host.config.cgroup, pod.uid));
+            let networks = Arc::clone(&self.host.networks);
             let volumes = spawn_blocking(move || {
+                let device =
+                    ["/etc/hosts", "/etc/resolv.conf"].map(|file| std::fs::read_to_string(file).unwrap_or_default());
+                let names = networks.etc(&pod, device);
                 let failed = |message| NotStarted::NotCreated { reason: "FailedMount", message };
-                let volumes = folders.prepare(&pod, root, &facts).map_err(failed)?;
+                let volumes = folders.prepare(&pod, root, names, &facts).map_err(failed)?;
                 cgroups::weigh(&cgroup, &of_pod(&pod)).map_err(|error| not_created(&error))?;
                 Ok(volumes)
             });

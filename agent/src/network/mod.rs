@@ -6,13 +6,14 @@
 
 mod addresses;
 mod conntrack;
+pub mod dns;
 mod links;
 mod nftables;
 mod rules;
 mod services;
 mod taken;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -266,6 +267,8 @@ pub struct Networks {
     state: Mutex<State>,
     kernel: Mutex<Kernel>,
     services: route::Range,
+    /// Tells when a network was made or removed.
+    changed: tokio::sync::watch::Sender<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -302,7 +305,8 @@ impl Networks {
         if !links::has_ipv6() {
             log::info!("this kernel has no IPv6: pods have IPv4 addresses only");
         }
-        Ok(Networks { state: Mutex::default(), kernel: Mutex::new(kernel), services })
+        let changed = tokio::sync::watch::Sender::new(());
+        Ok(Networks { state: Mutex::default(), kernel: Mutex::new(kernel), services, changed })
     }
 
     /// Takes networks and services of a manifest; those of an earlier one stay known for the pods that it left.
@@ -410,6 +414,7 @@ impl Networks {
         let internal = described.is_some_and(|network| network.internal);
         let segment = Segment { id: id.clone(), plan, bridge, internal };
         lock(&self.state).segments.insert(id, segment.clone());
+        self.changed.send_replace(());
         Ok(segment)
     }
 
@@ -481,10 +486,14 @@ impl Networks {
                 return;
             }
             let State { segments, pods, wanted, .. } = &mut *state;
+            let before = segments.len();
             segments.retain(|id, _| {
                 let lives = |member: &Member| member.leases.iter().any(|lease| lease.network == *id);
                 id.is_default() || wanted.contains(id) || pods.values().any(lives)
             });
+            if segments.len() < before {
+                self.changed.send_replace(());
+            }
             segments.keys().map(NetworkId::bridge).collect()
         };
         if let Err(error) = links::remove_bridges(&kernel.route, |bridge| needed.contains(bridge)) {
@@ -587,6 +596,39 @@ impl Networks {
     /// The number of the socket that changes the rules.
     fn rules_port(&self) -> Option<u32> {
         lock(&self.kernel).netfilter.as_ref()?.port().ok()
+    }
+
+    /// Tells when a network was made or removed.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The device's own addresses in its networks.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        let state = lock(&self.state);
+        let ranges = state.segments.values().flat_map(|segment| segment.plan.ranges());
+        ranges.map(|range| range.address).collect()
+    }
+
+    /// What a name in small letters means to whoever has an address.
+    fn look_up(&self, client: IpAddr, name: &str) -> dns::names::Found {
+        dns::names::Asker::new(&lock(&self.state), client).look_up(name)
+    }
+
+    /// What a pod that is plugged in finds in its `/etc`: `hosts` and `resolv.conf`. `device` are the device's own.
+    pub fn etc(&self, pod: &Pod, [hosts, resolver]: [String; 2]) -> [String; 2] {
+        let state = lock(&self.state);
+        let leases = state.pods.get(&pod.uid).map_or(&[][..], |member| &member.leases);
+        let plans = leases.iter().filter_map(|lease| Some(state.segments.get(&lease.network)?.plan));
+        let gateways: Vec<IpAddr> = plans.map(|plan| plan.v4.address).collect();
+        let own: Vec<IpAddr> = leases.iter().flat_map(Lease::addresses).collect();
+        let servers = &gateways[..gateways.len().min(1)];
+        let gateway = gateways.first().copied();
+        let hosts = match pod.host_network {
+            true => hosts + &dns::files::aliases(pod, Some(Ipv4Addr::LOCALHOST.into())),
+            false => dns::files::hosts(pod, &own, gateway),
+        };
+        [hosts, dns::files::resolver(pod, servers, &resolver)]
     }
 
     /// The addresses of a pod, the first of each family first.

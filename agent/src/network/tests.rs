@@ -18,7 +18,7 @@ const SHORT: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_secs(20);
 
 /// Puts this thread into a network namespace of its own with a loopback; says whether it could.
-fn alone() -> bool {
+pub fn alone() -> bool {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: network namespaces need root");
         return false;
@@ -33,9 +33,9 @@ fn alone() -> bool {
 }
 
 /// A device with its pods.
-struct Device {
+pub struct Device {
     folder: tempfile::TempDir,
-    networks: Networks,
+    pub networks: Networks,
     pods: BTreeMap<Uid, (Arc<Pod>, OwnedFd)>,
 }
 
@@ -45,7 +45,7 @@ fn uid(number: u16) -> Uid {
     Uid(bytes)
 }
 
-fn pod(number: u16, name: &str, networks: &[&str]) -> Pod {
+pub fn pod(number: u16, name: &str, networks: &[&str]) -> Pod {
     Pod {
         uid: uid(number),
         namespace: "shop".try_into().unwrap(),
@@ -61,7 +61,7 @@ fn attachment(network: &str) -> Attachment {
     Attachment { network: network.try_into().unwrap(), ..Attachment::default() }
 }
 
-fn network(name: &str, internal: bool) -> manifest::Network {
+pub fn network(name: &str, internal: bool) -> manifest::Network {
     let (namespace, name) = ("shop".try_into().unwrap(), name.try_into().unwrap());
     manifest::Network { namespace, name, internal, ..manifest::Network::default() }
 }
@@ -90,7 +90,7 @@ fn service(name: &str, port: u16, target: u16) -> Service {
 }
 
 impl Device {
-    fn new(manifest: &Manifest) -> Device {
+    pub fn new(manifest: &Manifest) -> Device {
         let folder = tempfile::tempdir().unwrap();
         let networks = Networks::open(&PodNetwork::default(), folder.path().to_owned()).unwrap();
         networks.want(manifest);
@@ -110,7 +110,7 @@ impl Device {
         Ok(())
     }
 
-    fn add(&mut self, pod: Pod) -> IpAddr {
+    pub fn add(&mut self, pod: Pod) -> IpAddr {
         let uid = pod.uid;
         self.try_add(pod).unwrap();
         self.networks.ips(uid)[0]
@@ -522,4 +522,76 @@ fn a_thousand_replacements_of_a_backend_fail_no_request() {
         println!("{count} requests over 1000 backends, none failed");
         assert!(count > 100);
     });
+}
+
+/// What a pod finds under a name, IPv4 only.
+fn found(device: &Device, number: u16, name: &str) -> BTreeSet<IpAddr> {
+    match device.networks.look_up(device.networks.ips(uid(number))[0], name) {
+        dns::names::Found::Addresses(found) => found.into_iter().filter(IpAddr::is_ipv4).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+#[test]
+fn names_resolve_only_where_they_should() {
+    if !alone() {
+        return;
+    }
+    let headless = Service { kind: ServiceKind::Headless, ..service("queue", 80, 8080) };
+    let services = vec![headless, service("site", 80, 8080)];
+    let networks = vec![network("back", true), network("front", false)];
+    let mut device = Device::new(&Manifest { services, networks, ..Manifest::default() });
+    let named = |number, name: &str, places: &[(&str, &[&str])]| {
+        let mut pod = pod(number, name, &[]);
+        let place = |(network, aliases): &(&str, &[&str])| Attachment {
+            aliases: aliases.iter().map(|alias| (*alias).try_into().unwrap()).collect(),
+            ..attachment(network)
+        };
+        pod.networks = places.iter().map(place).collect();
+        pod
+    };
+    // As compose-shop.yml has it.
+    let web = device.add(named(1, "web-1", &[("front", &["web"])]));
+    for number in [2, 3] {
+        device.add(named(number, &format!("api-{number}"), &[("back", &["api", "app"]), ("front", &["api"])]));
+    }
+    let db = device.add(named(4, "db-1", &[("back", &["db"])]));
+    device.add(named(5, "cache-1", &[("back", &["cache"])]));
+    let place =
+        |number, place: usize| device.networks.ips(uid(number)).into_iter().filter(IpAddr::is_ipv4).nth(place).unwrap();
+    let one = |address| BTreeSet::from([address]);
+    assert_eq!(found(&device, 1, "api"), BTreeSet::from([place(2, 1), place(3, 1)]));
+    assert_eq!(found(&device, 4, "api"), BTreeSet::from([place(2, 0), place(3, 0)]));
+    assert_eq!((found(&device, 4, "app").len(), found(&device, 1, "app").len()), (2, 0));
+    assert_eq!(found(&device, 2, "db"), one(db));
+    assert_eq!(found(&device, 2, "db.shop.svc.cluster.local"), one(db), "by the search domain");
+    for (from, name) in [(1, "db"), (1, "cache"), (4, "web"), (1, "db.shop.svc.cluster.local"), (1, "db-1")] {
+        assert_eq!(found(&device, from, name), BTreeSet::new(), "{from} knows {name}");
+    }
+    // Kubernetes' names, in the device's own network.
+    let mut queue = pod(6, "queue-0", &[]);
+    queue.subdomain = Some("queue".try_into().unwrap());
+    let queue = device.add(queue);
+    device.add(pod(7, "site-1", &[]));
+    assert_eq!(found(&device, 7, "queue.shop.svc.cluster.local"), one(queue));
+    assert_eq!(found(&device, 7, "queue-0.queue.shop.svc.cluster.local"), one(queue));
+    assert_eq!(found(&device, 7, "site.shop.svc.cluster.local"), one(ip("10.96.0.10")));
+    let dashed = queue.to_string().replace('.', "-");
+    assert_eq!(found(&device, 7, &format!("{dashed}.shop.pod.cluster.local")), one(queue));
+    let look_up = |client: IpAddr, name: &str| device.networks.look_up(client, name);
+    let reverse = |address: IpAddr| match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(_) => unreachable!("only IPv4 is asked for here"),
+    };
+    use dns::names::Found;
+    let full = Found::Name("queue-0.queue.shop.svc.cluster.local".to_owned());
+    assert_eq!(look_up(queue, &reverse(queue)), full);
+    assert_eq!(look_up(web, &reverse(queue)), Found::Nothing, "its name is not for other networks");
+    assert_eq!(look_up(web, "example.com"), Found::Foreign);
+    assert_eq!(look_up(web, "nobody.shop.svc.cluster.local"), Found::Nothing);
+    device.ready(device.pods.keys().copied().filter(|pod| *pod != uid(6)).collect());
+    assert_eq!(found(&device, 7, "queue.shop.svc.cluster.local"), BTreeSet::new(), "it is not ready");
 }
