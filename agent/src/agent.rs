@@ -221,7 +221,7 @@ impl Agent {
     }
 
     /// All that is wanted of this device.
-    pub fn wanted(&self) -> Manifest {
+    fn wanted(&self) -> Manifest {
         let (manifest, left) = merge(&self.held.borrow(), self.projects.borrow().all().iter());
         for problem in left {
             log::error!("left out: {problem}");
@@ -307,13 +307,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changed: watch::Sender::new(0),
         host,
     });
-    let manifest = agent.host.journal.manifest();
-    agent.held.replace(manifest);
-    let manifest = agent.wanted();
+    agent.held.replace(agent.host.journal.manifest());
     // Pods of the revision before may still be there, in its networks.
     agent.host.networks.want(&agent.host.journal.previous_manifest());
-    agent.host.networks.want(&manifest);
-    agent.host.data.send_replace(Arc::new(manifest.data.clone()));
+    let wanted = agent.wanted();
+    agent.host.networks.want(&wanted);
+    agent.host.data.send_replace(Arc::new(wanted.data.clone()));
     // Of the program before this one; who uses it keeps it.
     remove_file(&agent.host.folders.init());
     reserve(&agent.host);
@@ -322,7 +321,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     drop(spawn_local(names));
     take_over(&agent, held).await?;
     drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
-    agent.step(Event::Manifest { manifest: Arc::new(manifest), trial: None });
+    agent.step(Event::Manifest { manifest: Arc::new(wanted), trial: None });
     let volumes = agent.host.folders.persistent();
     drop(spawn_blocking(move || volumes.sweep()));
     spawn_local(eviction::watch(Rc::clone(&agent)));
@@ -404,8 +403,8 @@ fn make_host(
         ranges: ranges(&folders),
         data: watch::Sender::default(),
         device: Arc::new(crate::volumes::device(&folders)),
-        scratch: Scratch::new(config.logs.limits()).context("making the logs' buffers")?,
         networks: Arc::new(Networks::open(&config.network, folders.pods()).context("setting up the networks of pods")?),
+        scratch: Scratch::new(config.logs.limits()).context("making the logs' buffers")?,
         config,
         folders,
         holder,

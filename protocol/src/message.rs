@@ -280,10 +280,10 @@ pub enum StreamRequest {
         /// TCP port on the pod's loopback address.
         port: u16,
     },
-    /// Something with the projects of a device that is alone; local socket only.
-    Project(ProjectRequest),
     /// Something with the volumes that outlive pods.
     Volume(VolumeRequest),
+    /// Something with the projects of a device that is alone; local socket only.
+    Project(ProjectRequest),
 }
 
 /// What is to be done with the volumes of a device that outlive pods. The answer is one JSON document on stdout. A

@@ -165,11 +165,6 @@ async fn bring_up(client: &mut Client, name: &Label, mut bundle: Bundle, patienc
     for note in &bundle.notes {
         eprintln!("note: {note}");
     }
-    for container in bundle.containers_mut().filter(|container| container.init) {
-        container.init = false;
-        // Nothing but zombies of careless programs is lost by it.
-        eprintln!("note: {}: init is passed over: its program is the first process itself", container.name);
-    }
     resolve(client, &mut bundle).await?;
     for folder in std::mem::take(&mut bundle.folders) {
         if !std::path::Path::new(&folder).exists() {

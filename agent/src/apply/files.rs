@@ -129,7 +129,7 @@ impl Folders {
     /// root, `names` its `hosts` and `resolv.conf`.
     ///
     /// # Errors
-    /// What could not be made or found.
+    /// What could not be made or found, with the field where it is the pod's.
     pub fn prepare(
         &self,
         pod: &Pod,

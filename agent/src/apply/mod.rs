@@ -165,7 +165,7 @@ impl Host {
     /// What a pod may be told.
     pub fn facts(&self, pod: &Pod) -> Facts {
         let host_addresses = volumes::host_addresses();
-        let addresses = if pod.host_network { host_addresses.clone() } else { self.networks.ips(pod.uid) };
+        let addresses = if pod.host_network { host_addresses.clone() } else { Vec::new() };
         let (data, device) = (Arc::clone(&self.data.borrow()), Arc::clone(&self.device));
         Facts { data, device, host_addresses, addresses, forgiving: false }
     }
@@ -477,10 +477,10 @@ impl Worker {
             let (facts, cgroup) = (self.host.facts(&pod), format!("{}/{}", self.host.config.cgroup, pod.uid));
             let networks = Arc::clone(&self.host.networks);
             let volumes = spawn_blocking(move || {
+                let failed = |message| NotStarted::NotCreated { reason: "FailedMount", message };
                 let device =
                     ["/etc/hosts", "/etc/resolv.conf"].map(|file| std::fs::read_to_string(file).unwrap_or_default());
                 let names = networks.etc(&pod, device);
-                let failed = |message| NotStarted::NotCreated { reason: "FailedMount", message };
                 let volumes = folders.prepare(&pod, root, names, &facts).map_err(failed)?;
                 cgroups::weigh(&cgroup, &of_pod(&pod)).map_err(|error| not_created(&error))?;
                 Ok(volumes)

@@ -1,21 +1,13 @@
 //! What a manifest can say and this device does not do yet: refused by name, never passed over. A line goes when what it
 //! says is built.
 
-use skeg_protocol::manifest::DnsPolicy;
 use skeg_protocol::{Container, Pod};
 
 use super::ConvertError;
 
 /// Refuses a container that asks for more than this device does.
 pub(super) fn check(pod: &Pod, container: &Container) -> Result<(), ConvertError> {
-    let dns = &pod.dns;
-    let own_dns = dns.policy == DnsPolicy::None || !(dns.servers.is_empty() && dns.searches.is_empty());
-    let asked = [
-        (container.tty, "tty"),
-        (pod.share_processes, "spec.shareProcessNamespace"),
-        (!pod.host_aliases.is_empty(), "spec.hostAliases"),
-        (own_dns || !dns.options.is_empty(), "spec.dnsConfig"),
-    ];
+    let asked = [(container.tty, "tty"), (pod.share_processes, "spec.shareProcessNamespace")];
     match asked.iter().find(|(asked, _)| *asked) {
         Some((_, field)) => Err(ConvertError::new(*field, "is not possible on this device yet")),
         None => Ok(()),
@@ -34,8 +26,5 @@ mod tests {
         let shared = Pod { share_processes: true, ..Pod::default() };
         assert_eq!(refused(&shared, &container), "spec.shareProcessNamespace: is not possible on this device yet");
         assert!(refused(&pod, &Container { tty: true, ..Container::default() }).starts_with("tty: "));
-        let mut asking = Pod::default();
-        asking.dns.servers.push([10, 0, 0, 1].into());
-        assert!(refused(&asking, &container).starts_with("spec.dnsConfig: "));
     }
 }

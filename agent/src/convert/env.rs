@@ -1,7 +1,7 @@
 //! A container's environment: what the image, the runtime and the pod say, the pod's word last, and Kubernetes'
 //! `$(NAME)` in values and arguments.
 
-use skeg_protocol::manifest::{DataSource, EnvValue, EnvVar};
+use skeg_protocol::manifest::{DataKind, DataSource, EnvValue, EnvVar};
 use skeg_protocol::{Container, Pod};
 
 use super::ConvertError;
@@ -31,10 +31,12 @@ pub(crate) fn own(pod: &Pod, container: &Container, facts: &Facts) -> Result<Var
         let Some(data) = facts.source(pod, &from.source).map_err(ConvertError::Missing)? else { continue };
         for (key, bytes) in &data.entries {
             let name = format!("{}{key}", from.prefix);
-            if is_variable(&name) {
+            // What is no text of a config map is its binaryData, which is for files only.
+            let binary = data.kind == DataKind::ConfigMap && std::str::from_utf8(bytes).is_err();
+            if is_variable(&name) && !binary {
                 set(&mut variables, &name, text(&from.source, key, bytes)?);
             } else {
-                log::debug!("key {key:?} of {} is no name of a variable and is passed over", from.source.name);
+                log::debug!("key {key:?} of {} is no variable and is passed over", from.source.name);
             }
         }
     }
@@ -135,7 +137,7 @@ pub(crate) fn expand_all(text: &str, variables: &Variables) -> (String, Option<S
 
 #[cfg(test)]
 mod tests {
-    use skeg_protocol::manifest::{DataKind, EnvFrom, PodField, ResourceField, ResourceName};
+    use skeg_protocol::manifest::{EnvFrom, PodField, ResourceField, ResourceName};
 
     use super::*;
     use crate::core::tests::pod;
@@ -174,7 +176,8 @@ mod tests {
     #[test]
     fn values_from_config_maps_secrets_and_the_pod_as_in_kubernetes() {
         let mut pod = pod(1, "web", &["main"]);
-        let entries: [(&str, &[u8]); 3] = [("1st", b"no name"), ("MODE", b"$(NOT_EXPANDED)"), ("a.b", b"dots")];
+        let entries: [(&str, &[u8]); 4] =
+            [("1st", b"no name"), ("MODE", b"$(NOT_EXPANDED)"), ("a.b", b"dots"), ("pixel.bin", b"\xff\0")];
         let facts = facts(vec![
             data(DataKind::ConfigMap, "app", &entries),
             data(DataKind::Secret, "login", &[("password", b"hush"), ("raw", b"\xff")]),
