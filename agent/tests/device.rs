@@ -364,12 +364,13 @@ fn pods_find_each_other_by_name_while_the_agent_is_replaced() {
         .wait("both pods to run", |told| [1, 2].iter().all(|number| told.pods.get(&uid(*number)).is_some_and(runs)));
     let hosts = inside(&device, "db", "cat /etc/hosts");
     assert!(hosts.contains("10.223.0.") && hosts.contains("\tdb\n"), "{hosts}");
-    let address = hosts.lines().find_map(|line| line.strip_suffix("\tdb").filter(|line| line.contains('.')));
-    let address = address.unwrap_or_else(|| panic!("{hosts}"));
     let resolver = inside(&device, "web", "cat /etc/resolv.conf");
     assert!(resolver.starts_with("nameserver 10.223.0.1\nsearch default.svc.cluster.local "), "{resolver}");
+    let mut addresses = hosts.lines().filter_map(|line| line.strip_suffix("\tdb"));
+    let address = addresses.find(|line| line.starts_with("10.")).unwrap_or_else(|| panic!("{hosts}"));
     for _ in 0..3 {
-        let said = inside(&device, "web", "nslookup db 2>&1");
+        // It also asks for what the other search domains make of the name, and fails for those.
+        let said = inside(&device, "web", "busybox nslookup db 2>&1; true");
         assert!(said.contains(address), "{address}: {said}");
         device.kill_agent();
     }
