@@ -221,7 +221,7 @@ impl Agent {
     }
 
     /// All that is wanted of this device.
-    fn wanted(&self) -> Manifest {
+    pub fn wanted(&self) -> Manifest {
         let (manifest, left) = merge(&self.held.borrow(), self.projects.borrow().all().iter());
         for problem in left {
             log::error!("left out: {problem}");
