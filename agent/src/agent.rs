@@ -232,7 +232,7 @@ impl Agent {
     }
 
     /// All that is wanted of this device, and what of it is on trial.
-    fn wanted(&self) -> (Manifest, Option<Trial>) {
+    pub fn wanted(&self) -> (Manifest, Option<Trial>) {
         let (followed, trial) = self.standing.borrow().followed(&self.host.journal, &self.held.borrow());
         let (manifest, left) = merge(&followed, self.projects.borrow().all().iter());
         for problem in left {
