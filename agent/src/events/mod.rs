@@ -52,8 +52,11 @@ pub struct Event {
 
 /// The agent's access to its journal of events.
 pub struct Events {
-    writing: RefCell<Option<(mpsc::Sender<(Happening, Now)>, JoinHandle<()>)>>,
+    writing: RefCell<Option<Writing>>,
 }
+
+/// The way to the task that writes, and the task.
+type Writing = (mpsc::Sender<(Happening, Now)>, JoinHandle<()>);
 
 /// What the device itself has to tell.
 pub fn of_device(reason: &'static str, message: impl Into<String>) -> Happening {
