@@ -230,6 +230,8 @@ impl World {
             }
             Work::Remove(uid) => {
                 self.records.remove(&uid);
+                // What is admitted next is another pod, even by the same name: an update never waits for a back-off.
+                self.ended_at.retain(|key, _| key.0 != uid);
                 self.step(node, Event::PodRemoved(uid));
             }
             Work::Fetch(uid, container) => {
