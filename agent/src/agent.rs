@@ -24,13 +24,16 @@ use crate::apply::{
 use crate::ask::clear_left_over;
 use crate::config::Config;
 use crate::core::{
-    Action, ContainerEvent, Event, Found, Known, Node, Now, Order, Outcome, PodRecord, RecordedPhase, Step,
+    Action, ContainerEvent, Event, Found, Known, Node, Now, Order, Outcome, PodRecord, RecordedPhase, Step, Trial,
+    Verdict,
 };
+use crate::events::{Events, of_device};
 use crate::hold::{Exit, Exited, Held, Holder};
 use crate::journal::{Journal, make_folder};
 use crate::logs::{Pipes, Scratch};
 use crate::network::{self, Networks};
 use crate::peer::Stream;
+use crate::trial::{Standing, State};
 use crate::{appliance, eviction, link, local, streams};
 
 /// Longest wait for containers when the agent is told to end.
@@ -63,6 +66,8 @@ pub struct Agent {
     pub projects: RefCell<Projects>,
     /// State of the link, for people.
     pub link: RefCell<String>,
+    /// How that manifest stands.
+    standing: RefCell<Standing>,
     workers: RefCell<BTreeMap<Uid, mpsc::UnboundedSender<Action>>>,
     changed: watch::Sender<u64>,
 }
@@ -121,8 +126,8 @@ impl Agent {
                     host.events.send(Event::Fetched { pod: Arc::clone(&pod), container: name, result }).ok();
                 });
             }
-            Order::Tell(happening) => log::info!("{happening}"),
-            Order::Judge(verdict) => log::warn!("revision {}: {:?}", verdict.revision, verdict.result),
+            Order::Tell(happening) => self.host.happenings.tell(happening, now()),
+            Order::Judge(verdict) => self.judge(&verdict),
         }
     }
 
@@ -204,29 +209,62 @@ impl Agent {
     /// It could not be made durable; what was held before is followed on.
     pub async fn accept(&self, manifest: Manifest) -> Result<(), String> {
         let journal = self.host.journal.clone();
-        let stored = spawn_blocking(move || journal.store_manifest(&manifest).map(|()| manifest)).await;
-        let manifest = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let boot = boot_id().map_err(|error| error.to_string())?;
+        let stored = spawn_blocking(move || {
+            journal.store_manifest(&manifest)?;
+            Standing::of(&journal, &manifest, boot, now()).map(|standing| (manifest, standing))
+        });
+        let stored = stored.await.map_err(|error| error.to_string())?;
+        let (manifest, standing) = stored.map_err(|error| error.to_string())?;
         log::info!("revision {} with {} pods is wanted from now on", manifest.revision, manifest.pods.len());
         self.held.replace(manifest);
+        self.standing.replace(standing);
         self.want();
         Ok(())
     }
 
-    /// Follows what is durable: the controller's revision and the device's own projects.
+    /// Follows what is durable: the controller's revision, or the one before it, and the device's own projects.
     pub fn want(&self) {
-        let manifest = self.wanted();
+        let (manifest, trial) = self.wanted();
         self.host.data.send_replace(Arc::new(manifest.data.clone()));
         // By way of the loop, which then knows of new deadlines; without it the agent is ending.
-        self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial: None }).ok();
+        self.host.events.send(Event::Manifest { manifest: Arc::new(manifest), trial }).ok();
     }
 
-    /// All that is wanted of this device.
-    fn wanted(&self) -> Manifest {
-        let (manifest, left) = merge(&self.held.borrow(), self.projects.borrow().all().iter());
+    /// All that is wanted of this device, and what of it is on trial.
+    pub fn wanted(&self) -> (Manifest, Option<Trial>) {
+        let (followed, trial) = self.standing.borrow().followed(&self.host.journal, &self.held.borrow());
+        let (manifest, left) = merge(&followed, self.projects.borrow().all().iter());
         for problem in left {
             log::error!("left out: {problem}");
         }
-        manifest
+        (manifest, trial)
+    }
+
+    /// Ends a trial.
+    fn judge(&self, verdict: &Verdict) {
+        let standing = self.standing.borrow().judged(verdict);
+        if standing.revision != verdict.revision {
+            return;
+        }
+        let told = match &verdict.result {
+            Ok(()) => of_device("RevisionGood", format!("revision {}: its pods are ready", verdict.revision)),
+            Err(why) => of_device("RolledBack", format!("revision {}: {why}", verdict.revision)),
+        };
+        self.host.happenings.tell(told, now());
+        self.standing.replace(standing.clone());
+        if standing.state == State::RolledBack {
+            self.want();
+        }
+        let journal = self.host.journal.clone();
+        spawn_local(async move {
+            match spawn_blocking(move || journal.store_standing(&standing)).await {
+                Ok(Ok(())) => {}
+                // A later agent puts the revision on trial once more.
+                Ok(Err(error)) => log::error!("the verdict: {error}"),
+                Err(error) => log::error!("the verdict: {error}"),
+            }
+        });
     }
 
     /// Turns an exit that init tells into an event.
@@ -303,14 +341,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         node: RefCell::new(Node::new(boot_id()?)),
         held: RefCell::default(),
         link: RefCell::new(link.as_ref().map_or_else(|error| error.to_string(), |_| "connecting".to_owned())),
+        standing: RefCell::new(Standing::good(0)),
         workers: RefCell::default(),
         changed: watch::Sender::new(0),
         host,
     });
-    agent.held.replace(agent.host.journal.manifest());
+    let manifest = agent.host.journal.manifest();
+    let standing = Standing::of(&agent.host.journal, &manifest, boot_id()?, now()).unwrap_or_else(|error| {
+        // It goes on as if it were good: a full disk must not keep the pods from running.
+        log::error!("the standing of revision {}: {error}", manifest.revision);
+        Standing::good(manifest.revision)
+    });
+    agent.held.replace(manifest);
+    agent.standing.replace(standing);
     // Pods of the revision before may still be there, in its networks.
     agent.host.networks.want(&agent.host.journal.previous_manifest());
-    let wanted = agent.wanted();
+    let (wanted, trial) = agent.wanted();
     agent.host.networks.want(&wanted);
     agent.host.data.send_replace(Arc::new(wanted.data.clone()));
     // Of the program before this one; who uses it keeps it.
@@ -321,7 +367,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     drop(spawn_local(names));
     take_over(&agent, held).await?;
     drop(spawn_local(network::watch_rules(Arc::clone(&agent.host.networks))));
-    agent.step(Event::Manifest { manifest: Arc::new(wanted), trial: None });
+    agent.step(Event::Manifest { manifest: Arc::new(wanted), trial });
     let volumes = agent.host.folders.persistent();
     drop(spawn_blocking(move || volumes.sweep()));
     spawn_local(eviction::watch(Rc::clone(&agent)));
@@ -368,6 +414,8 @@ async fn turn(
             log::info!("every pod has stopped");
             let networks = Arc::clone(&agent.host.networks);
             spawn_blocking(move || networks.close()).await.context("taking the networks down")?;
+            agent.host.happenings.tell(of_device("Shutdown", "every pod has stopped"), now());
+            agent.host.happenings.finish().await;
             remove_parent_cgroup(&agent.host.config.cgroup);
             return Ok(());
         }
@@ -405,6 +453,7 @@ fn make_host(
         device: Arc::new(crate::volumes::device(&folders)),
         networks: Arc::new(Networks::open(&config.network, folders.pods()).context("setting up the networks of pods")?),
         scratch: Scratch::new(config.logs.limits()).context("making the logs' buffers")?,
+        happenings: Events::open(&config.state_dir, boot_id()?, now()),
         config,
         folders,
         holder,

@@ -9,14 +9,16 @@ use std::rc::Rc;
 use anyhow::{Context, bail};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use skeg_protocol::message::{Channel, GetStatus, LocalPod, NodeStatus, StreamEnd, StreamRequest};
-use skeg_protocol::{Connection, ContainerState, ContainerStatus, Label, Message, Phase, Termination, Uid};
+use skeg_protocol::{Connection, ContainerState, ContainerStatus, Label, Manifest, Message, Phase, Termination, Uid};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
+use crate::journal::Journal;
 use crate::local::SOCKET;
 use crate::peer::{Peer, Sender, Stream, StreamEvent};
+use crate::trial::{Standing, State};
 
 /// Which container is meant.
 #[derive(Debug, clap::Args)]
@@ -130,6 +132,27 @@ pub async fn ps(run_dir: &Path, json: bool) -> anyhow::Result<i32> {
 pub fn print(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).context("writing to standard output")
+}
+
+/// The revisions that a device keeps, the newest first, as a table. It needs no agent that runs.
+///
+/// # Errors
+/// The state can't be opened.
+pub fn history(state_dir: &Path) -> anyhow::Result<String> {
+    let journal = Journal::open(state_dir)?;
+    let (held, previous) = (journal.manifest(), journal.previous_manifest());
+    let standing = journal.standing().filter(|known| known.revision == held.revision);
+    let standing = standing.unwrap_or_else(|| Standing::good(held.revision));
+    let back = standing.state == State::RolledBack;
+    let mut rows = vec![["REVISION", "PODS", "STATE", "REASON"].map(str::to_owned)];
+    let row = |manifest: &Manifest, state: &str, reason: &str| {
+        [manifest.revision.to_string(), manifest.pods.len().to_string(), state.to_owned(), reason.to_owned()]
+    };
+    rows.push(row(&held, standing.state.word(), &standing.reason));
+    if previous.revision != 0 {
+        rows.push(row(&previous, if back { "followed again" } else { "before" }, ""));
+    }
+    Ok(columns(&rows))
 }
 
 /// Reason, details and restarts of a container for one line.

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::alone::Projects;
 use crate::core::PodRecord;
+use crate::trial::{Standing, State};
 use crate::vault::Vault;
 
 const MAGIC: &[u8; 8] = b"SKEGJ\0\0\x02";
@@ -196,12 +197,35 @@ impl Journal {
         }
         let temporary = self.state.join("next.tmp");
         write_synced(&temporary, &bytes)?;
-        match fs::rename(&current, &previous) {
+        // A revision that was rolled back is nothing to go back to.
+        let rolled_back = self.standing().filter(|standing| standing.state == State::RolledBack);
+        let bad = rolled_back.is_some_and(|standing| {
+            unseal::<Manifest>(&current).ok().flatten().is_some_and(|held| held.revision == standing.revision)
+        });
+        let pushed = if bad { Ok(()) } else { fs::rename(&current, &previous) };
+        match pushed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at("renaming into", &previous)(error)),
             _ => {}
         }
         fs::rename(&temporary, &current).map_err(at("renaming into", &current))?;
         sync_parent(&current)
+    }
+
+    /// What is known of the revision that was on trial last, where it can be read.
+    pub fn standing(&self) -> Option<Standing> {
+        unseal(&self.state.join("standing")).unwrap_or_else(|error| {
+            log::error!("{error}");
+            None
+        })
+    }
+
+    /// Makes the standing of a revision durable.
+    ///
+    /// # Errors
+    /// The step that failed; the old standing is then as before.
+    pub fn store_standing(&self, standing: &Standing) -> Result<(), JournalError> {
+        let path = self.state.join("standing");
+        replace_file(&path, &seal(standing, &path)?)
     }
 
     /// Makes a pod's record durable.

@@ -15,6 +15,7 @@ mod commands;
 pub mod config;
 mod convert;
 mod core;
+mod events;
 mod eviction;
 mod forward;
 #[allow(dead_code)]
@@ -33,6 +34,7 @@ mod peer;
 mod ports;
 mod reaper;
 mod streams;
+mod trial;
 mod vault;
 mod volumes;
 
@@ -117,6 +119,19 @@ enum Command {
         /// Program and arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Shows what happened on this device and why, across reboots
+    Events {
+        #[command(flatten)]
+        place: Place,
+        /// Form of the output
+        #[arg(short, long, value_parser = ["table", "json"], default_value = "table")]
+        output: String,
+    },
+    /// Shows the revisions that this device keeps and how they stand
+    History {
+        #[command(flatten)]
+        place: Place,
     },
     #[command(flatten)]
     Alone(alone::Command),
@@ -231,6 +246,16 @@ fn run(command: Command) -> anyhow::Result<i32> {
         Command::Exec { place, target, stdin, tty, command } => {
             let run_dir = place.run_dir()?;
             in_runtime(commands::exec(&run_dir, &target, command, stdin, tty))
+        }
+        Command::Events { place, output } => {
+            let state = place.config()?.state_dir;
+            let text = events::show(&state, output == "json");
+            commands::print(text.context("reading the journal of events")?.as_bytes())?;
+            Ok(0)
+        }
+        Command::History { place } => {
+            commands::print(commands::history(&place.config()?.state_dir)?.as_bytes())?;
+            Ok(0)
         }
         Command::Alone(command) => in_runtime(alone::run(command)),
         Command::Image { place, command } => {

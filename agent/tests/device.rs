@@ -12,8 +12,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
-use skeg_protocol::manifest::{EmptyDir, HostPathKind, Port, RestartPolicy, Volume, VolumeMount, VolumeSource};
-use skeg_protocol::{ContainerState, Phase};
+use skeg_protocol::manifest::{
+    EmptyDir, Handler, HostPathKind, HttpGet, Port, Probe, Probes, RestartPolicy, Volume, VolumeMount, VolumeSource,
+};
+use skeg_protocol::status::ConditionKind;
+use skeg_protocol::{ContainerState, Manifest, Phase, Pod};
 use support::needs::{self, needs_root};
 use support::{Device, err, out, runs, uid, until, waits};
 
@@ -351,6 +354,146 @@ fn pods_come_back_without_a_controller() {
     let container = &json["pods"][0]["containers"][0];
     assert_eq!(container["restartCount"], 1, "{json:#}");
     assert!(json["link"].as_str().unwrap().contains("not connected"), "{json:#}");
+}
+
+fn probe(action: Handler, failures: u32) -> Probe {
+    Probe {
+        action,
+        initial_delay_ms: 0,
+        period_ms: 200,
+        timeout_ms: 1_000,
+        success_threshold: 1,
+        failure_threshold: failures,
+        termination_grace_seconds: None,
+    }
+}
+
+fn shell(script: &str) -> Handler {
+    Handler::Exec { command: ["sh", "-c", script].map(str::to_owned).to_vec() }
+}
+
+/// A pod with an init container, a sidecar, probes and hooks, all of which leave a mark in its volume.
+fn whole_pod(device: &Device) -> Pod {
+    let mut pod = device.pod(1, "web", "rm -f /data/sick; exec httpd -f -p 8080 -h /data");
+    let (data, mount) = volume("data", VolumeSource::EmptyDir(EmptyDir::default()));
+    pod.volumes = vec![data];
+    pod.containers[0].mounts = vec![mount];
+    pod.containers[0].probes = Probes {
+        readiness: Some(probe(
+            Handler::HttpGet(HttpGet { port: 8080, path: "/page".to_owned(), ..HttpGet::default() }),
+            1,
+        )),
+        liveness: Some(probe(shell("if test -e /data/sick; then echo a cold; exit 1; fi"), 1)),
+        startup: Some(probe(Handler::TcpSocket { host: None, port: 8080 }, 100)),
+        ignore_image: false,
+    };
+    pod.containers[0].lifecycle.post_start = Some(shell("echo hook >> /data/order"));
+    pod.containers[0].lifecycle.pre_stop = Some(shell("echo stop >> /data/order"));
+    let mut first = pod.containers[0].clone();
+    (first.probes, first.lifecycle) = Default::default();
+    (first.name, first.args) = ("first".try_into().unwrap(), vec!["echo first >> /data/order".to_owned()]);
+    let mut side = first.clone();
+    side.name = "side".try_into().unwrap();
+    side.args = vec!["echo side >> /data/order; exec sleep 1000".to_owned()];
+    side.restart_policy = Some(RestartPolicy::Always);
+    pod.init_containers = vec![first, side];
+    pod
+}
+
+#[test]
+fn a_whole_pod_starts_in_order_is_asked_how_it_is_and_is_mended() {
+    needs_root!();
+    let mut device = Device::start("whole");
+    device.controller.want(vec![whole_pod(&device)]);
+    let started = |told: &support::controller::Told| {
+        told.pods.get(&uid(1)).is_some_and(|pod| pod.containers[0].started && pod.init_containers[1].ready)
+    };
+    device.controller.wait("the pod to be started", started);
+    let pod = device.controller.pod(uid(1)).unwrap();
+    assert!(!pod.is(ConditionKind::Ready) && pod.is(ConditionKind::Initialized), "there is no page yet: {pod:?}");
+    inside(&device, "web", "echo well > /data/page");
+    let ready =
+        |told: &support::controller::Told| told.pods.get(&uid(1)).is_some_and(|pod| pod.is(ConditionKind::Ready));
+    device.controller.wait("the pod to be ready", ready);
+    assert_eq!(inside(&device, "web", "cat /data/order"), "first\nside\nhook\n");
+    device.kill_agent();
+    device.controller.wait("the pod to be ready under a new agent", ready);
+    let before = device.controller.pod(uid(1)).unwrap();
+    assert_eq!((before.containers[0].restarts, before.containers[0].started), (0, true));
+
+    inside(&device, "web", "> /data/sick");
+    device
+        .controller
+        .wait("the restart", |told| told.pods.get(&uid(1)).is_some_and(|pod| pod.containers[0].restarts == 1));
+    device.controller.wait("the pod to be ready again", ready);
+    let pod = device.controller.pod(uid(1)).unwrap();
+    let last = pod.containers[0].last.clone().unwrap();
+    assert!(last.message.contains("its liveness probe failed 1 times: it exited with code 1: a cold"), "{last:?}");
+    assert_eq!(pod.init_containers[1].restarts, 0, "the sidecar runs on");
+    assert_eq!(inside(&device, "web", "cat /data/order"), "first\nside\nhook\nstop\nhook\n");
+
+    device.controller.want(Vec::new());
+    device.controller.wait("the pod to be gone", |told| told.pods.is_empty());
+    device.power_off();
+    let events = out(&device.skegd(&["events"]));
+    for words in ["liveness probe failed", "Killing", "AgentStarted", "Exited", "it is no longer wanted", "Shutdown"] {
+        assert!(events.contains(words), "{words}: {events}");
+    }
+}
+
+#[test]
+fn a_probe_that_hangs_leaves_nothing_and_holds_nobody_up() {
+    needs_root!();
+    let mut device = Device::start("hangs");
+    let mut hanging: Vec<Pod> =
+        (1..=8).map(|number| device.pod(number, &format!("p{number}"), "exec sleep 1000")).collect();
+    for pod in &mut hanging {
+        // It leaves a process that does not care for signals, and never answers.
+        let script = "(trap '' TERM HUP INT; exec sleep 77777) & exec sleep 77777";
+        pod.containers[0].probes.readiness = Some(Probe { period_ms: 60_000, ..probe(shell(script), 1) });
+    }
+    let mut good = device.pod(9, "good", "exec sleep 1000");
+    good.containers[0].probes.readiness = Some(probe(shell("exit 0"), 1));
+    hanging.push(good);
+    device.controller.want(hanging);
+    device
+        .controller
+        .wait("the good pod", |told| told.pods.get(&uid(9)).is_some_and(|pod| pod.is(ConditionKind::Ready)));
+    let unhealthy = || out(&device.skegd(&["events", "-o", "json"])).matches("no answer within 1 s").count();
+    until("every hanging probe to have failed", || (unhealthy() == 8).then_some(()));
+    let sleeping = || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\x0077777\0"))
+            .count()
+    };
+    until("their processes to be gone", || (sleeping() == 0).then_some(()));
+    assert!((1..=8).all(|number| device.controller.pod(uid(number)).is_some_and(|pod| runs(&pod))));
+    device.power_off();
+}
+
+#[test]
+fn a_revision_that_does_not_become_ready_is_rolled_back_and_stays_so() {
+    needs_root!();
+    let mut device = Device::start("trial");
+    let kept = device.pod(1, "kept", "exec sleep 1000");
+    device.controller.want(vec![kept.clone()]);
+    device.controller.wait("the pod to run", |told| told.pods.get(&uid(1)).is_some_and(runs));
+    let mut bad = device.pod(1, "kept", "exec sleep 1000");
+    bad.containers[0].probes.readiness = Some(probe(shell("exit 1"), 1));
+    device.controller.want_all(Manifest { pods: vec![bad], trial_seconds: 3, ..Manifest::default() });
+    until("the roll-back", || out(&device.skegd(&["history"])).contains("rolled back").then_some(()));
+    let is_old = |told: &support::controller::Told| {
+        told.pods.get(&uid(1)).is_some_and(|pod| runs(pod) && pod.is(ConditionKind::Ready))
+    };
+    device.controller.wait("the old pod", is_old);
+    let history = out(&device.skegd(&["history"]));
+    assert!(history.contains("not ready in time: default/kept") && history.contains("followed again"), "{history}");
+    device.power_off();
+    device.power_on();
+    device.controller.wait("the old pod after a restart", is_old);
+    assert!(out(&device.skegd(&["events"])).contains("RolledBack"));
+    device.power_off();
 }
 
 #[test]

@@ -29,6 +29,7 @@ use crate::cgroups;
 use crate::config::Config;
 use crate::convert::{USERS, of_pod};
 use crate::core::{Action, ContainerEvent, Event, HookKind, Known, NotStarted, PodRecord, ProbeKind, Step};
+use crate::events::Events;
 use crate::hold::Holder;
 use crate::journal::Journal;
 use crate::logs::{Log, Scratch};
@@ -148,6 +149,8 @@ pub struct Host {
     pub scratch: Scratch,
     /// Where news goes.
     pub events: mpsc::UnboundedSender<Event>,
+    /// What happened, for people.
+    pub happenings: Events,
     /// Config maps and secrets that pods name.
     pub data: watch::Sender<Arc<Vec<Data>>>,
     /// What pods may be told of the device.

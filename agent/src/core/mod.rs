@@ -98,6 +98,7 @@ pub enum Event {
 
 /// What is to be done.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "an order lives for one step; boxes would cost more")]
 pub enum Order {
     /// Something for one pod, in the order in which it comes.
     Pod(Uid, Action),

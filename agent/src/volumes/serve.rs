@@ -18,7 +18,7 @@ use crate::peer::Sender;
 pub async fn serve(agent: &Agent, sender: &Sender, request: VolumeRequest) -> Result<StreamEnd, String> {
     let pods: Vec<Pod> = {
         let node = agent.node.borrow();
-        let wanted = agent.held.borrow();
+        let (wanted, _) = agent.wanted();
         // One that is wanted may be about to start; one that is there may be on its way out.
         node.pods().map(|(pod, _)| pod.as_ref()).chain(&wanted.pods).cloned().collect()
     };

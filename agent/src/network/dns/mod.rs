@@ -9,6 +9,7 @@ pub mod packet;
 mod upstream;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -66,11 +67,10 @@ pub async fn serve(networks: Arc<Networks>, holder: Holder, held: Vec<Held>) {
             }
         }
         for address in wanted {
-            if !servers.contains_key(&address) {
-                match open(&holder, held.remove(&format!("{KEY}{address}")), address).await {
-                    Ok(sockets) => drop(servers.insert(address, begin(&shared, sockets))),
-                    Err(error) => log::error!("pods can't ask for names at {address}: {error}"),
-                }
+            let Entry::Vacant(place) = servers.entry(address) else { continue };
+            match open(&holder, held.remove(&format!("{KEY}{address}")), address).await {
+                Ok(sockets) => drop(place.insert(begin(&shared, sockets))),
+                Err(error) => log::error!("pods can't ask for names at {address}: {error}"),
             }
         }
         if changes.changed().await.is_err() {
