@@ -102,8 +102,9 @@ impl Agent {
         if freed {
             self.collect_images();
         }
-        self.tell_networks();
-        self.changed.send_if_modified(|told| std::mem::replace(told, version) != version);
+        if self.changed.send_if_modified(|told| std::mem::replace(told, version) != version) {
+            self.tell_networks();
+        }
     }
 
     fn obey(&self, order: Order) {
@@ -133,9 +134,11 @@ impl Agent {
 
     /// Tells the networks which pods may get connections.
     fn tell_networks(&self) {
-        let pods = self.pods();
-        let ready = pods.iter().filter(|pod| network::receives(pod)).map(|pod| pod.uid);
-        if self.host.networks.observe(ready.collect()) {
+        let ready = {
+            let node = self.node.borrow();
+            node.pods().filter(|(_, status)| network::receives(status)).map(|(pod, _)| pod.uid).collect()
+        };
+        if self.host.networks.observe(ready) {
             let networks = Arc::clone(&self.host.networks);
             // A failure is said in the log.
             drop(spawn_blocking(move || networks.settle().ok()));
@@ -172,7 +175,11 @@ impl Agent {
 
     /// State of every pod.
     pub fn pods(&self) -> Vec<PodStatus> {
-        self.node.borrow().pods().map(|(_, status)| status).collect()
+        self.node.borrow().pods().map(|(_, status)| self.with_ips(status)).collect()
+    }
+
+    fn with_ips(&self, status: PodStatus) -> PodStatus {
+        PodStatus { ips: self.host.networks.ips(status.uid), ..status }
     }
 
     /// State of the node for local commands.
@@ -181,7 +188,7 @@ impl Agent {
         let pods = node.pods().map(|(pod, status)| LocalPod {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
-            status,
+            status: self.with_ips(status),
         });
         NodeStatus {
             name: self.host.folders.node_name.as_str().try_into().unwrap_or_default(),

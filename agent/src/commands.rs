@@ -412,6 +412,7 @@ mod tests {
                 namespace: "default".try_into().unwrap(),
                 name: "web".try_into().unwrap(),
                 status: PodStatus {
+                    ips: Vec::new(),
                     uid: Uid([1; 16]),
                     phase: Phase::Pending,
                     reason: reason(""),

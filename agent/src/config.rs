@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn an_empty_file_means_the_defaults() {
         let config = parse("").unwrap();
-        assert_eq!(config, Config::default());
+        assert_eq!(config, Config { path: "skegd.toml".into(), ..Config::default() });
         assert_eq!(config.state_dir, Path::new("/var/lib/skeg"));
         assert_eq!(config.cgroup, "skeg");
     }

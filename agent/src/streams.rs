@@ -204,7 +204,7 @@ pub fn spec(host: &Host, pod: &Pod, name: &Label, own_users: bool) -> Result<oci
     let container = container.ok_or_else(|| format!("the pod has no container {name:?}"))?;
     let image = host.images.here(&container.image)?;
     // Nothing is mounted for a further process.
-    let nowhere = Place { path: std::path::PathBuf::new(), map_ids: false, read_only: false };
+    let nowhere = Place { path: std::path::PathBuf::new(), ids: crate::volumes::Ids::Own, read_only: false };
     let volumes = pod.volumes.iter().map(|volume| (volume.name.clone(), nowhere.clone())).collect();
     let converted = convert::spec(&convert::Inputs {
         pod,

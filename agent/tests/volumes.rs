@@ -26,7 +26,7 @@ fn mount(name: &str, path: &str) -> VolumeMount {
 }
 
 fn persistent(name: &str) -> VolumeSource {
-    VolumeSource::Persistent { name: name.to_owned(), read_only: false }
+    VolumeSource::Persistent { name: name.to_owned(), read_only: false, like_image: false }
 }
 
 /// What a command in a container writes.
@@ -120,7 +120,8 @@ fn volumes_devices_and_limits_are_what_the_pod_asks_for() {
 
     // Another pod with other ids finds the volume as it was.
     let mut next = device.pod(2, "next", "exec sleep 1000");
-    next.volumes = vec![volume("db", VolumeSource::Persistent { name: "db".to_owned(), read_only: true })];
+    next.volumes =
+        vec![volume("db", VolumeSource::Persistent { name: "db".to_owned(), read_only: true, like_image: false })];
     next.containers[0].mounts = vec![mount("db", "/db")];
     device.controller.want(vec![next]);
     device.controller.wait("the next pod", |told| !told.pods.contains_key(&uid(1)));

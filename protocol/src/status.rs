@@ -1,6 +1,8 @@
 //! What a device reports: the state of its pods, in Kubernetes' words. Times are the device's own clock in
 //! milliseconds since 1970; they may be wrong by years and are for people, never for decisions.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Digest, Label, Uid};
@@ -28,6 +30,8 @@ pub struct PodStatus {
     pub init_containers: Vec<ContainerStatus>,
     /// In the order of the manifest.
     pub containers: Vec<ContainerStatus>,
+    /// Its addresses, the one that names it first; none on the device's own network.
+    pub ips: Vec<IpAddr>,
 }
 
 impl PodStatus {

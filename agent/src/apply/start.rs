@@ -1,12 +1,14 @@
 //! The start of one attempt, from an image that is here to a process that init holds.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use skeg_protocol::{Container, Label};
+use skeg_protocol::manifest::VolumeSource;
+use skeg_protocol::{Container, Label, Pod};
 use skeg_runtime::{Extras, Plan, PlanError, Reaper, Request, Root, StartError, Started, Stdio, oci};
 use tokio::task::spawn_blocking;
 
@@ -15,7 +17,8 @@ use crate::convert;
 use crate::core::NotStarted;
 use crate::journal::make_folder;
 use crate::logs::Pipes;
-use crate::volumes;
+use crate::volumes::persistent::Persistent;
+use crate::volumes::{self, Place};
 
 /// What init keeps beside an attempt's descriptors, so that a later agent knows since when it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -44,6 +47,8 @@ struct Order {
     root: Root,
     /// Where the container's device nodes are made.
     devices: PathBuf,
+    /// Volumes that take after a folder of the image while they are empty.
+    like_image: Vec<(PathBuf, PathBuf)>,
     /// Where a copy of this program is to be, if the container asks for an init.
     init: Option<PathBuf>,
     folders: [PathBuf; 2],
@@ -113,6 +118,7 @@ impl Worker {
         Ok(Order {
             converted,
             devices,
+            like_image: like_image(pod, container, &prepared.volumes),
             init: container.init.then(|| host.folders.init()),
             root: Root::Overlay { lower, upper: upper.clone(), work: work.clone() },
             folders: [upper, work],
@@ -121,6 +127,16 @@ impl Worker {
             users: prepared.users.clone(),
         })
     }
+}
+
+/// The volumes that take after the folder of the image that a container mounts them over, and that folder.
+fn like_image(pod: &Pod, container: &Container, places: &BTreeMap<Label, Place>) -> Vec<(PathBuf, PathBuf)> {
+    let whole = container.mounts.iter().filter(|mount| mount.sub_path.is_none());
+    let wanted = whole.filter(|mount| {
+        let mut volumes = pod.volumes.iter().filter(|volume| volume.name == mount.volume);
+        volumes.any(|volume| matches!(volume.source, VolumeSource::Persistent { like_image: true, .. }))
+    });
+    wanted.filter_map(|mount| Some((places.get(&mount.volume)?.path.clone(), PathBuf::from(&mount.path)))).collect()
 }
 
 /// The blocking part: folders, cgroup, plan, process.
@@ -140,6 +156,12 @@ fn launch(order: Order, stdio: Stdio) -> Result<Started, NotStarted> {
     // What the attempt before left behind ends before this one begins; its files may go later.
     if let Ok(old) = crate::cgroups::open(&order.cgroup) {
         old.kill().and_then(|()| old.remove()).map_err(|error| not_created(&error))?;
+    }
+    if let Root::Overlay { lower, .. } = &order.root {
+        for (volume, inside) in &order.like_image {
+            let taken = Persistent::take_after(volume, lower, inside);
+            taken.map_err(|error| refused(format!("{}: {error}", volume.display())))?;
+        }
     }
     let root = order.users.as_ref().map_or(0, |users| users.root);
     let made = volumes::make_nodes(&order.devices, &order.converted.nodes, root);

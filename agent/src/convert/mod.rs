@@ -18,8 +18,8 @@ use skeg_runtime::oci;
 use thiserror::Error;
 
 use crate::reaper;
-use crate::volumes::Place;
 use crate::volumes::facts::Facts;
+use crate::volumes::{Ids, Place};
 use env::Variables;
 pub use resources::{Node, Qos, of_all_pods, of_pod, qos, requested_memory};
 
@@ -314,7 +314,12 @@ fn add_mounts(
             sub_paths.push(SubPath { mount: mounts.len(), volume, path, make });
         }
         let read_only = mount.read_only || place.read_only;
-        mounts.push(bind(&place.path, &mount.path, read_only, place.map_ids && inputs.own_users));
+        let map_ids = match place.ids {
+            Ids::Own => false,
+            Ids::Seen => true,
+            Ids::Kernel => !read_only,
+        };
+        mounts.push(bind(&place.path, &mount.path, read_only, map_ids && inputs.own_users));
     }
     if inputs.container.init {
         mounts.push(bind(inputs.init, reaper::PATH, true, false));

@@ -18,7 +18,12 @@ fn image(user: &str) -> ImageConfiguration {
 }
 
 fn place(path: &str) -> Place {
-    Place { path: PathBuf::from(path), map_ids: path == "/b", read_only: path.ends_with(".ro") }
+    let ids = match path {
+        "/b" => Ids::Seen,
+        _ if path.starts_with("/proc") => Ids::Kernel,
+        _ => Ids::Own,
+    };
+    Place { path: PathBuf::from(path), ids, read_only: path.ends_with(".ro") }
 }
 
 fn convert(pod: &Pod, image: &ImageConfiguration, volumes: &[(&str, &str)]) -> Result<oci::Spec, String> {

@@ -92,6 +92,7 @@ impl Coming {
             PodCondition { kind, holds, since: self.since, reason: reason(word), message: String::new() }
         };
         PodStatus {
+            ips: Vec::new(),
             uid: self.pod.uid,
             phase: PodPhase::Pending,
             reason: reason(""),

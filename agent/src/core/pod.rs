@@ -396,6 +396,8 @@ impl PodState {
             conditions: conditions.collect(),
             containers: statuses[inits..].to_vec(),
             init_containers: statuses[..inits].to_vec(),
+            // The core knows no network.
+            ips: Vec::new(),
         }
     }
 

@@ -40,6 +40,18 @@ pub fn find(path: &str, kind: HostPathKind) -> Result<PathBuf, String> {
     if right { Ok(found) } else { Err(format!("hostPath type check failed: {path} is not {what}")) }
 }
 
+/// Whether a path lies on a file system that the kernel makes up, which can't be mounted with other owners
+/// (mount_setattr(2), "ID-mapped mounts").
+///
+/// # Errors
+/// As of statfs(2).
+pub fn is_of_kernel(path: &Path) -> io::Result<bool> {
+    /// proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs and bpf (statfs(2), linux/magic.h).
+    const MAGIC: [u64; 8] =
+        [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
+    Ok(MAGIC.contains(&(rustix::fs::statfs(path)?.f_type as u64)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -72,6 +84,13 @@ mod tests {
             find(&at("file"), Kind::DirectoryOrCreate),
             Err(format!("hostPath type check failed: {} is not a directory", at("file")))
         );
+    }
+
+    #[test]
+    fn the_kernels_own_files_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(is_of_kernel(Path::new("/proc")).unwrap() && is_of_kernel(Path::new("/sys/kernel")).unwrap());
+        assert!(!is_of_kernel(folder.path()).unwrap() && !is_of_kernel(Path::new("/dev/shm")).unwrap());
     }
 
     #[test]

@@ -36,10 +36,21 @@ pub use serve::serve;
 pub struct Place {
     /// On the device.
     pub path: PathBuf,
-    /// Its files have the ids that the pod sees, not those that the pod has on the device.
-    pub map_ids: bool,
+    /// Whose ids its files have.
+    pub ids: Ids,
     /// For every container.
     pub read_only: bool,
+}
+
+/// Whose ids the files of a volume have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// Those that the pod has on the device.
+    Own,
+    /// Those that the pod sees: a mount must map them.
+    Seen,
+    /// The kernel's own files, such as those of `/proc`, which no mount can map. Who only reads sees them as they are.
+    Kernel,
 }
 
 /// Learns of the device what pods may ask for.
@@ -107,22 +118,24 @@ fn place(folders: &Folders, pod: &Pod, root: u32, facts: &Facts, volume: &Volume
         VolumeSource::EmptyDir(wanted) => {
             let path = if wanted.memory { in_memory } else { on_disk };
             empty_dir(&path, *wanted, pod, root).map_err(told(&path))?;
-            Ok(Place { path, map_ids: false, read_only: false })
+            Ok(Place { path, ids: Ids::Own, read_only: false })
         }
         VolumeSource::HostPath { path, kind } => {
-            Ok(Place { path: host_path::find(path, *kind)?, map_ids: true, read_only: false })
+            let path = host_path::find(path, *kind)?;
+            let ids = if host_path::is_of_kernel(&path).map_err(told(&path))? { Ids::Kernel } else { Ids::Seen };
+            Ok(Place { path, ids, read_only: false })
         }
-        VolumeSource::Persistent { name, read_only } => {
+        VolumeSource::Persistent { name, read_only, .. } => {
             let path = folders.persistent().make(&pod.namespace, name).map_err(told(Path::new(name)))?;
             if let Some(group) = pod.fs_group {
                 group::give(&path, group).map_err(told(&path))?;
             }
-            Ok(Place { path, map_ids: true, read_only: *read_only })
+            Ok(Place { path, ids: Ids::Seen, read_only: *read_only })
         }
         VolumeSource::Projected { sources, default_mode } => {
             make_folder(&in_memory).and_then(|()| mount_memory(&in_memory, 0o755, None)).map_err(told(&in_memory))?;
             publish(&in_memory, pod, root, (sources, *default_mode), facts)?;
-            Ok(Place { path: in_memory, map_ids: false, read_only: true })
+            Ok(Place { path: in_memory, ids: Ids::Own, read_only: true })
         }
     }
 }

@@ -5,9 +5,11 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 use skeg_protocol::manifest::VolumeSource;
 use skeg_protocol::{Label, Name, Pod};
 
@@ -63,6 +65,35 @@ impl Persistent {
             made => made.and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o777)))?,
         }
         Ok(path)
+    }
+
+    /// Gives a volume that is empty owner and mode of an image's folder, as Docker does with a volume that is mounted
+    /// over it. `layers` are the image's, the highest first; where they have no such folder, the volume stays as it is.
+    ///
+    /// # Errors
+    /// As of the file system.
+    pub fn take_after(volume: &Path, layers: &[PathBuf], inside: &Path) -> io::Result<()> {
+        if fs::read_dir(volume)?.next().is_some() {
+            return Ok(());
+        }
+        let inside = inside.strip_prefix("/").unwrap_or(inside);
+        // What a layer says through a link is not followed: it could lead into another layer.
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        for layer in layers {
+            let root = openat(CWD, layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let folder = match openat2(&root, inside, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                Err(Errno::NOENT) => continue,
+                // A link or a file on the way.
+                Err(Errno::LOOP | Errno::NOTDIR) => return Ok(()),
+                found => fs::File::from(found?).metadata()?,
+            };
+            if folder.is_dir() {
+                chown(volume, Some(folder.uid()), Some(folder.gid()))?;
+                fs::set_permissions(volume, Permissions::from_mode(folder.mode() & 0o7777))?;
+            }
+            return Ok(());
+        }
+        Ok(())
     }
 
     /// Every volume, sorted.
@@ -177,6 +208,36 @@ mod tests {
 
     fn named(namespace: &str, name: &str) -> Named {
         Named { namespace: namespace.try_into().unwrap(), name: name.try_into().unwrap() }
+    }
+
+    #[test]
+    fn an_empty_volume_takes_after_the_highest_layer_that_has_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (volume, low, high) = (folder.path().join("v"), folder.path().join("low"), folder.path().join("high"));
+        for path in [volume.clone(), low.join("var/lib/db"), high.join("var"), high.join("srv")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        let seen = || fs::metadata(&volume).unwrap().mode() & 0o7777;
+        mode(&volume, 0o777);
+        mode(&low.join("var/lib/db"), 0o1730);
+        let layers = [high.clone(), low.clone()];
+        let take = |inside: &str| Persistent::take_after(&volume, &layers, Path::new(inside)).unwrap();
+        take("/none");
+        assert_eq!(seen(), 0o777);
+        take("/var/lib/db/");
+        assert_eq!(seen(), 0o1730);
+        // A link in an image leads nowhere, least of all to the device's files.
+        std::os::unix::fs::symlink("/", high.join("srv/link")).unwrap();
+        take("/srv/link/tmp");
+        assert_eq!(seen(), 0o1730);
+        mode(&high.join("srv"), 0o700);
+        fs::write(volume.join("file"), "").unwrap();
+        take("/srv");
+        assert_eq!(seen(), 0o1730, "what is not empty stays as it is");
+        fs::remove_file(volume.join("file")).unwrap();
+        take("/srv");
+        assert_eq!(seen(), 0o700);
     }
 
     #[test]

@@ -113,7 +113,7 @@ mod tests {
         for (namespace, name) in [(user.namespace.as_str(), "db"), ("other", "db"), ("other", "cache")] {
             volumes.make(namespace, name).unwrap();
         }
-        let source = VolumeSource::Persistent { name: "db".to_owned(), read_only: false };
+        let source = VolumeSource::Persistent { name: "db".to_owned(), read_only: false, like_image: false };
         user.volumes = vec![Volume { name: "data".try_into().unwrap(), source }];
         let pods = [user];
         let own = format!("{}/db", pods[0].namespace);

@@ -174,6 +174,7 @@ pub(super) fn running(pod: &Pod) -> PodStatus {
         message: String::new(),
     });
     PodStatus {
+        ips: vec![[10, 42, 0, 2].into()],
         uid: pod.uid,
         phase: Phase::Running,
         reason: reason(""),

@@ -37,10 +37,13 @@ pub(crate) fn from_device(pod: &Value, report: &PodStatus, host_ip: Option<&str>
     for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
         status[name] = json!(text);
     }
-    if pod["spec"]["hostNetwork"] == true
-        && let Some(address) = host_ip
-    {
-        status["podIP"] = json!(address);
+    let addresses: Vec<String> = match host_ip {
+        Some(address) if pod["spec"]["hostNetwork"] == true => vec![address.to_owned()],
+        _ => report.ips.iter().map(ToString::to_string).collect(),
+    };
+    if let Some(first) = addresses.first() {
+        status["podIP"] = json!(first);
+        status["podIPs"] = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
     }
     status
 }
@@ -169,6 +172,7 @@ mod tests {
             message: String::new(),
         });
         PodStatus {
+            ips: vec![[10, 42, 0, 7].into()],
             uid: Uid([1; 16]),
             phase: Phase::Running,
             reason: reason(""),

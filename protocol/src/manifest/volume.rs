@@ -33,6 +33,8 @@ pub enum VolumeSource {
         name: String,
         /// For the whole pod.
         read_only: bool,
+        /// While it is empty it takes owner and mode of the image's folder that it is mounted over, as in Docker.
+        like_image: bool,
     },
     /// Files made of config maps, secrets and facts about the pod; they follow their sources without a restart.
     Projected {

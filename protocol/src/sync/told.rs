@@ -49,6 +49,7 @@ mod tests {
 
     fn status(number: u8, message: &str) -> PodStatus {
         PodStatus {
+            ips: Vec::new(),
             uid: Uid([number; 16]),
             phase: Phase::Pending,
             reason: reason(""),

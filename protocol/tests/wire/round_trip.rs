@@ -193,9 +193,10 @@ fn condition() -> impl Strategy<Value = PodCondition> {
 
 fn pod_status() -> impl Strategy<Value = PodStatus> {
     let phase = prop_oneof![Just(Phase::Pending), Just(Phase::Running), Just(Phase::Succeeded), Just(Phase::Failed)];
-    let parts = (vec(condition(), 0..3), vec(container_status(), 0..3), vec(container_status(), 0..3));
+    let containers = || vec(container_status(), 0..3);
+    let parts = (vec(condition(), 0..3), containers(), containers(), vec(any::<std::net::IpAddr>(), 0..3));
     (uid(), phase, short(), text(), any::<i64>(), parts).prop_map(
-        |(uid, phase, reason, message, started_at, (conditions, init_containers, containers))| PodStatus {
+        |(uid, phase, reason, message, started_at, (conditions, init_containers, containers, ips))| PodStatus {
             uid,
             phase,
             reason,
@@ -204,6 +205,7 @@ fn pod_status() -> impl Strategy<Value = PodStatus> {
             conditions,
             init_containers,
             containers,
+            ips,
         },
     )
 }

@@ -249,7 +249,7 @@ fn volumes() -> Vec<Volume> {
         Volume { name: short("cache"), source: VolumeSource::EmptyDir(empty) },
         Volume {
             name: short("kept"),
-            source: VolumeSource::Persistent { name: "db-data".to_owned(), read_only: true },
+            source: VolumeSource::Persistent { name: "db-data".to_owned(), read_only: true, like_image: true },
         },
         Volume { name: short("about"), source: projected },
     ]
@@ -268,6 +268,7 @@ pub(crate) fn pod_status() -> PodStatus {
     let waiting =
         ContainerState::Waiting { reason: reason("CrashLoopBackOff"), message: "starts again in 20 s".to_owned() };
     PodStatus {
+        ips: vec![[10, 42, 0, 2].into()],
         uid: Uid([0x22; 16]),
         phase: Phase::Running,
         reason: reason(""),

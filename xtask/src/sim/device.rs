@@ -100,5 +100,5 @@ fn state(uid: Uid, number: u64) -> PodStatus {
     let message = format!("state {number}");
     let (phase, reason) = (Phase::Running, reason(""));
     let (conditions, init_containers, containers) = (Vec::new(), Vec::new(), Vec::new());
-    PodStatus { uid, phase, reason, message, started_at: 0, conditions, init_containers, containers }
+    PodStatus { uid, phase, reason, message, started_at: 0, conditions, init_containers, containers, ips: Vec::new() }
 }

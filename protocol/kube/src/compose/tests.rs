@@ -85,7 +85,7 @@ fn volumes_are_named_bound_and_in_memory() {
     let composed = project(&[("/srv/shop/compose.yml", text)], Request::default()).unwrap();
     let pod = &composed.bundle.pods[0];
     let sources: Vec<_> = pod.volumes.iter().map(|volume| volume.source.clone()).collect();
-    assert_eq!(sources[0], VolumeSource::Persistent { name: "db-data".into(), read_only: false });
+    assert_eq!(sources[0], VolumeSource::Persistent { name: "db-data".into(), read_only: false, like_image: true });
     assert_eq!(sources[1], VolumeSource::HostPath { path: "/srv/shop/conf".into(), kind: HostPathKind::Any });
     assert_eq!(sources[2], VolumeSource::EmptyDir(EmptyDir::default()));
     let memory = EmptyDir { memory: true, size_limit: Some(1 << 20), mode: Some(0o700) };

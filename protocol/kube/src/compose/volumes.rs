@@ -77,9 +77,11 @@ fn volume(context: &mut Context<'_>, at: &Cursor<'_>) -> Result<(VolumeSource, V
                 mount.sub_path = Some(words::literal(below)).filter(|path| !path.is_empty());
             }
             match at.get("source")? {
-                Some(name) => {
-                    VolumeSource::Persistent { name: context.volume_name(name.text()?, &name)?, read_only: false }
-                }
+                Some(name) => VolumeSource::Persistent {
+                    name: context.volume_name(name.text()?, &name)?,
+                    read_only: false,
+                    like_image: true,
+                },
                 // A volume without a name lives and dies with its pod.
                 None => VolumeSource::EmptyDir(EmptyDir::default()),
             }

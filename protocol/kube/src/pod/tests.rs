@@ -223,7 +223,7 @@ fn volumes_and_mounts_arrive_with_all_they_say() {
     ]);
     let pod = convert(&pod, image).unwrap();
     let source = |index: usize| &pod.volumes[index].source;
-    assert_eq!(*source(0), VolumeSource::Persistent { name: "db".into(), read_only: false });
+    assert_eq!(*source(0), VolumeSource::Persistent { name: "db".into(), read_only: false, like_image: false });
     assert_eq!(*source(1), VolumeSource::EmptyDir(EmptyDir { memory: true, size_limit: Some(8 << 20), mode: None }));
     assert_eq!(*source(2), VolumeSource::HostPath { path: "/etc/machine-id".into(), kind: HostPathKind::File });
     let mounts = &pod.containers[0].mounts;

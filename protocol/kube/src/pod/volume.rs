@@ -86,7 +86,7 @@ fn read_source(at: &Cursor<'_>) -> Result<VolumeSource, Fault> {
         "persistentVolumeClaim" => {
             source.fields(&Fields { read: &["claimName", "readOnly"], ignored: &[], unsupported: &[] })?;
             let name = source.need("claimName")?.text()?.to_owned();
-            Ok(VolumeSource::Persistent { name, read_only: source.flag("readOnly")? })
+            Ok(VolumeSource::Persistent { name, read_only: source.flag("readOnly")?, like_image: false })
         }
         "projected" => {
             source.fields(&Fields { read: &["sources", "defaultMode"], ignored: &[], unsupported: &[] })?;

@@ -37,7 +37,10 @@ fn a_stateful_set_has_names_disks_and_order() {
     let bundle = workload("StatefulSet", change.clone()).unwrap();
     let [first, second] = bundle.pods.as_slice() else { panic!("{:?}", bundle.pods) };
     assert_eq!((first.name.as_str(), second.name.as_str()), ("a-0", "a-1"));
-    assert_eq!(second.volumes[0].source, VolumeSource::Persistent { name: "data-a-1".into(), read_only: false });
+    assert_eq!(
+        second.volumes[0].source,
+        VolumeSource::Persistent { name: "data-a-1".into(), read_only: false, like_image: false }
+    );
     assert_eq!((second.hostname.as_deref(), second.subdomain.as_deref()), (Some("a-1"), Some("db")));
     assert!(first.depends_on.is_empty());
     assert_eq!((second.depends_on[0].pod.as_str(), second.depends_on[0].condition), ("a-0", Condition::Healthy));
