@@ -302,7 +302,7 @@ fn sysctls_are_those_of_the_container_s_namespaces() {
         return;
     }
     let with = |name: &str, without: Option<oci::LinuxNamespaceType>| {
-        change_linux(shell("busybox cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/conf/lo/forwarding"), |linux| {
+        change_linux(shell("busybox cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_default_ttl"), |linux| {
             linux.set_sysctl(Some([(name.to_string(), "1".to_string())].into()));
             let mut namespaces = linux.namespaces().clone().unwrap();
             namespaces.retain(|namespace| Some(namespace.typ()) != without);
@@ -310,8 +310,8 @@ fn sysctls_are_those_of_the_container_s_namespaces() {
         })
     };
     let ground = Ground::new();
-    assert_eq!(ground.run_spec(&with("kernel.msgmax", None)).unwrap().output, "1\n0\n");
-    assert_eq!(ground.run_spec(&with("net/ipv4/conf/lo/forwarding", None)).unwrap().output, "8192\n1\n");
+    assert_eq!(ground.run_spec(&with("kernel.msgmax", None)).unwrap().output, "1\n64\n");
+    assert_eq!(ground.run_spec(&with("net/ipv4/ip_default_ttl", None)).unwrap().output, "8192\n1\n");
     let refused = |name: &str, without| ground.plan(&with(name, without)).unwrap_err().to_string();
     use oci::LinuxNamespaceType as Kind;
     let table = [
